@@ -1,0 +1,4 @@
+pub mod frame;
+pub mod position;
+pub mod segment;
+pub mod window;
