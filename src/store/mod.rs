@@ -274,15 +274,13 @@ fn make_directory(directory: &FilePath) -> std::io::Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
-    let parent = match directory.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => FilePath::new("."),
-        Some(parent) => parent,
-        None => FilePath::new("."),
-    };
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(FilePath::new("."));
     make_directory(parent)?;
     match std::fs::create_dir(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+        // Another process was faster.
+        Err(_) if directory.is_dir() => {}
+        result => result?,
     }
     std::fs::File::open(parent)?.sync_all()
 }

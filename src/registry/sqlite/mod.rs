@@ -46,7 +46,7 @@ pub(super) struct Tx {
 }
 
 /// One method as one writing transaction: begin, body, failpoint, commit, failpoint, count.
-macro_rules! write {
+macro_rules! writing {
     ($registry:expr, $method:literal, |$tx:ident| $body:expr) => {{
         let work = async {
             let mut transaction = $registry.begin("BEGIN IMMEDIATE").await?;
@@ -62,7 +62,7 @@ macro_rules! write {
 }
 
 /// One method as one reading transaction: all its queries see the same snapshot.
-macro_rules! read {
+macro_rules! reading {
     ($registry:expr, |$tx:ident| $body:expr) => {{
         let work = async {
             let mut transaction = $registry.begin("BEGIN DEFERRED").await?;
@@ -148,39 +148,39 @@ fn not_found(what: impl ToString) -> RegistryError {
 #[async_trait]
 impl Registry for SqliteRegistry {
     async fn migrate(&self) -> Result<()> {
-        write!(self, "migrate", |tx| migrate(tx))
+        writing!(self, "migrate", |tx| migrate(tx))
     }
 
     async fn ping(&self) -> Result<()> {
-        read!(self, |tx| ping(tx))
+        reading!(self, |tx| ping(tx))
     }
 
     async fn open_topic(&self, topic: &str, identity: &str) -> Result<TopicId> {
-        write!(self, "open_topic", |tx| ingest::open_topic(tx, topic, identity))
+        writing!(self, "open_topic", |tx| ingest::open_topic(tx, topic, identity))
     }
 
     async fn register_partitions(&self, partitions: &[TopicPartition]) -> Result<()> {
-        write!(self, "register_partitions", |tx| { ingest::register_partitions(tx, partitions) })
+        writing!(self, "register_partitions", |tx| { ingest::register_partitions(tx, partitions) })
     }
 
     async fn positions(&self) -> Result<Vec<PositionRecord>> {
-        read!(self, |tx| ingest::positions(tx))
+        reading!(self, |tx| ingest::positions(tx))
     }
 
     async fn position(&self, partition: &TopicPartition) -> Result<Option<PositionRecord>> {
-        read!(self, |tx| ingest::position(tx, partition))
+        reading!(self, |tx| ingest::position(tx, partition))
     }
 
     async fn start_position(&self, partition: &TopicPartition, start: i64) -> Result<i64> {
-        write!(self, "start_position", |tx| { ingest::start_position(tx, partition, start) })
+        writing!(self, "start_position", |tx| { ingest::start_position(tx, partition, start) })
     }
 
     async fn reset_position(&self, partition: &TopicPartition, position: i64) -> Result<()> {
-        write!(self, "reset_position", |tx| { ingest::reset_position(tx, partition, position) })
+        writing!(self, "reset_position", |tx| { ingest::reset_position(tx, partition, position) })
     }
 
     async fn commit_flush(&self, flush: &Flush) -> Result<()> {
-        write!(self, "commit_flush", |tx| ingest::commit_flush(tx, flush))
+        writing!(self, "commit_flush", |tx| ingest::commit_flush(tx, flush))
     }
 
     async fn report_caught_up(
@@ -189,35 +189,35 @@ impl Registry for SqliteRegistry {
         position: i64,
         report: Option<CaughtUp>,
     ) -> Result<()> {
-        write!(self, "report_caught_up", |tx| { ingest::report_caught_up(tx, partition, position, report) })
+        writing!(self, "report_caught_up", |tx| { ingest::report_caught_up(tx, partition, position, report) })
     }
 
     async fn advance_watermark(&self, watermark: EventTime) -> Result<()> {
-        write!(self, "advance_watermark", |tx| { ingest::advance_watermark(tx, watermark) })
+        writing!(self, "advance_watermark", |tx| { ingest::advance_watermark(tx, watermark) })
     }
 
     async fn watermark(&self) -> Result<Option<EventTime>> {
-        read!(self, |tx| ingest::watermark(tx))
+        reading!(self, |tx| ingest::watermark(tx))
     }
 
     async fn periods(&self) -> Result<Vec<PeriodRecord>> {
-        read!(self, |tx| periods::periods(tx))
+        reading!(self, |tx| periods::periods(tx))
     }
 
     async fn period(&self, id: PeriodId) -> Result<PeriodRecord> {
-        read!(self, |tx| periods::period(tx, id))
+        reading!(self, |tx| periods::period(tx, id))
     }
 
     async fn segments(&self, period: PeriodId) -> Result<Vec<SegmentRecord>> {
-        read!(self, |tx| periods::segments(tx, period))
+        reading!(self, |tx| periods::segments(tx, period))
     }
 
     async fn live_objects(&self) -> Result<LiveObjects> {
-        read!(self, |tx| periods::live_objects(tx))
+        reading!(self, |tx| periods::live_objects(tx))
     }
 
     async fn request_close(&self, id: PeriodId) -> Result<()> {
-        write!(self, "request_close", |tx| periods::request_close(tx, id))
+        writing!(self, "request_close", |tx| periods::request_close(tx, id))
     }
 
     async fn seal(
@@ -229,11 +229,11 @@ impl Registry for SqliteRegistry {
         now: EventTime,
     ) -> Result<Vec<(PeriodId, SealOutcome)>> {
         let order = periods::SealOrder { id, min_frames, next, now };
-        write!(self, "seal", |tx| periods::seal(tx, lease, &order))
+        writing!(self, "seal", |tx| periods::seal(tx, lease, &order))
     }
 
     async fn retry(&self, id: PeriodId) -> Result<()> {
-        write!(self, "retry", |tx| periods::retry(tx, id))
+        writing!(self, "retry", |tx| periods::retry(tx, id))
     }
 
     async fn begin_attempt(
@@ -242,15 +242,15 @@ impl Registry for SqliteRegistry {
         period: PeriodId,
         program_version: &str,
     ) -> Result<AttemptRecord> {
-        write!(self, "begin_attempt", |tx| { learner::begin_attempt(tx, lease, period, program_version) })
+        writing!(self, "begin_attempt", |tx| { learner::begin_attempt(tx, lease, period, program_version) })
     }
 
     async fn attempt(&self, period: PeriodId, number: u32) -> Result<AttemptRecord> {
-        read!(self, |tx| learner::attempt(tx, period, number))
+        reading!(self, |tx| learner::attempt(tx, period, number))
     }
 
     async fn begin_start(&self, lease: &Lease, period: PeriodId, attempt: u32) -> Result<u64> {
-        write!(self, "begin_start", |tx| { learner::begin_start(tx, lease, period, attempt) })
+        writing!(self, "begin_start", |tx| { learner::begin_start(tx, lease, period, attempt) })
     }
 
     async fn record_failure(
@@ -260,11 +260,11 @@ impl Registry for SqliteRegistry {
         attempt: u32,
         reason: &str,
     ) -> Result<u32> {
-        write!(self, "record_failure", |tx| { learner::record_failure(tx, lease, period, attempt, reason) })
+        writing!(self, "record_failure", |tx| { learner::record_failure(tx, lease, period, attempt, reason) })
     }
 
     async fn set_evaluating(&self, lease: &Lease, period: PeriodId) -> Result<()> {
-        write!(self, "set_evaluating", |tx| { learner::set_evaluating(tx, lease, period) })
+        writing!(self, "set_evaluating", |tx| { learner::set_evaluating(tx, lease, period) })
     }
 
     async fn settle_unpublished(
@@ -276,7 +276,9 @@ impl Registry for SqliteRegistry {
         now: EventTime,
     ) -> Result<()> {
         let verdict = learner::Verdict { state, reason, now };
-        write!(self, "settle_unpublished", |tx| { learner::settle_unpublished(tx, lease, period, &verdict) })
+        writing!(self, "settle_unpublished", |tx| {
+            learner::settle_unpublished(tx, lease, period, &verdict)
+        })
     }
 
     async fn reserve_version(
@@ -286,39 +288,41 @@ impl Registry for SqliteRegistry {
         attempt: u32,
         files: &[FileRef],
     ) -> Result<Version> {
-        write!(self, "reserve_version", |tx| { versions::reserve_version(tx, lease, period, attempt, files) })
+        writing!(self, "reserve_version", |tx| {
+            versions::reserve_version(tx, lease, period, attempt, files)
+        })
     }
 
     async fn publish(&self, lease: &Lease, publication: &Publication, now: EventTime) -> Result<Published> {
-        write!(self, "publish", |tx| { versions::publish(tx, lease, publication, now) })
+        writing!(self, "publish", |tx| { versions::publish(tx, lease, publication, now) })
     }
 
     async fn expire(&self, lease: &Lease, period: PeriodId, now: EventTime) -> Result<Vec<FileRef>> {
-        write!(self, "expire", |tx| periods::expire(tx, lease, period, now))
+        writing!(self, "expire", |tx| periods::expire(tx, lease, period, now))
     }
 
     async fn version(&self, version: Version) -> Result<VersionRecord> {
-        read!(self, |tx| versions::version(tx, version))
+        reading!(self, |tx| versions::version(tx, version))
     }
 
     async fn versions(&self) -> Result<Vec<VersionRecord>> {
-        read!(self, |tx| versions::versions(tx))
+        reading!(self, |tx| versions::versions(tx))
     }
 
     async fn aliases(&self) -> Result<BTreeMap<String, Version>> {
-        read!(self, |tx| versions::aliases(tx))
+        reading!(self, |tx| versions::aliases(tx))
     }
 
     async fn set_alias(&self, alias: &str, version: Version) -> Result<()> {
-        write!(self, "set_alias", |tx| versions::set_alias(tx, alias, version))
+        writing!(self, "set_alias", |tx| versions::set_alias(tx, alias, version))
     }
 
     async fn probe_sets(&self) -> Result<Vec<ProbeSetRecord>> {
-        read!(self, |tx| versions::probe_sets(tx))
+        reading!(self, |tx| versions::probe_sets(tx))
     }
 
     async fn scores(&self) -> Result<Vec<ScoreRecord>> {
-        read!(self, |tx| versions::scores(tx))
+        reading!(self, |tx| versions::scores(tx))
     }
 
     async fn acquire_lease(
@@ -328,15 +332,15 @@ impl Registry for SqliteRegistry {
         ttl_ms: i64,
         now: EventTime,
     ) -> Result<Option<Lease>> {
-        write!(self, "acquire_lease", |tx| { leases::acquire(tx, name, holder, ttl_ms, now) })
+        writing!(self, "acquire_lease", |tx| { leases::acquire(tx, name, holder, ttl_ms, now) })
     }
 
     async fn renew_lease(&self, lease: &Lease, ttl_ms: i64, now: EventTime) -> Result<Lease> {
-        write!(self, "renew_lease", |tx| leases::renew(tx, lease, ttl_ms, now))
+        writing!(self, "renew_lease", |tx| leases::renew(tx, lease, ttl_ms, now))
     }
 
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
-        write!(self, "release_lease", |tx| leases::release(tx, lease))
+        writing!(self, "release_lease", |tx| leases::release(tx, lease))
     }
 }
 
