@@ -1,0 +1,229 @@
+//! The job file: all that a training process needs besides the object store.
+//!
+//! The controller writes it once for each start, the child reads it. A resumed start must compute what the
+//! interrupted one would have, so everything that the result depends on is in [`TrainJob::recipe`], whose
+//! hash the checkpoint carries; what may differ between starts (prefixes, attempts' numbers) is outside it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::EncoderSpec;
+use crate::types::{EventTime, FileRef, PeriodId, TopicPartition, Version};
+
+/// Major number of the job file's form: a reader refuses a newer one and ignores unknown fields.
+pub const SCHEMA: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainJob {
+    pub schema: u32,
+    pub pipeline: String,
+    pub attempt: u32,
+    pub start: u64,
+    /// Where this start writes; nobody else does.
+    pub output_prefix: String,
+    /// Prefixes of earlier starts of the same attempt, newest first: their checkpoints are read only.
+    pub earlier_prefixes: Vec<String>,
+    /// `auto`, `cpu` or `cuda:N`.
+    pub device: String,
+    /// Threads for tensor operations; results are the same for equal counts.
+    pub threads: usize,
+    /// A checkpoint is written every so many steps.
+    pub checkpoint_steps: u64,
+    pub recipe: Recipe,
+}
+
+/// What the trained weights are a function of (with program version, machine and thread count).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    pub period: PeriodId,
+    pub period_end: EventTime,
+    /// Seed of the whole attempt, a function of the configured seed, the period and the operator's retries.
+    pub seed: u64,
+    pub segments: Vec<SegmentInput>,
+    /// Above it a deterministic sample by hash is kept.
+    pub max_frames: u64,
+    pub model: ModelSpec,
+    /// `None`: the first period, plain SimCLR.
+    pub teacher: Option<Teacher>,
+    pub method: Method,
+    pub optimisation: Optimisation,
+    pub augmentation: Augmentation,
+    pub probe: ProbeSpec,
+    /// Probe sets of earlier periods that the candidate is measured on.
+    pub probe_sets: Vec<ProbeInput>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SegmentInput {
+    pub partition: TopicPartition,
+    /// First offset of the flush that wrote it: the order of segments within a partition.
+    pub flush_start: i64,
+    pub file: FileRef,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    pub encoder: EncoderSpec,
+    pub projector_hidden: usize,
+    pub projector_dim: usize,
+    /// Per channel, of pixels in 0..1.
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+    /// Weights to start the first period from (an object or a local file, timm/torchvision names).
+    pub init: Option<FileRef>,
+}
+
+/// The published version that the student starts from and is distilled from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Teacher {
+    pub version: Version,
+    pub encoder: FileRef,
+    pub projector: FileRef,
+}
+
+/// What holds the student to its teacher. `lambda` weighs the distillation against NT-Xent, `tau_d` is its temperature.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum Method {
+    /// Nothing does: the baseline that forgets.
+    Finetune,
+    /// NT-Xent between the student's and the teacher's projections.
+    Lwf { lambda: f64, tau_d: f64 },
+    /// As lwf, with a predictor between student and teacher.
+    Cassle { lambda: f64, tau_d: f64, predictor_hidden: usize },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Optimisation {
+    /// NT-Xent's temperature.
+    pub tau: f64,
+    /// Frames a step (each gives two views).
+    pub batch: usize,
+    /// Steps at most; fewer if `max_epochs` epochs have fewer.
+    pub steps: u64,
+    pub max_epochs: u64,
+    /// Peak learning rate, reached after the warm-up, then a cosine down to 0.
+    pub learning_rate: f64,
+    pub warmup_ratio: f64,
+    pub weight_decay: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    /// Global L2 norm above which gradients are scaled down.
+    pub clip_norm: f64,
+}
+
+/// SimCLR's augmentation. Ranges and probabilities; see `train/augment.rs`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Augmentation {
+    /// Share of the frame's area that a crop keeps, smallest and largest.
+    pub crop_scale: [f64; 2],
+    pub flip_probability: f64,
+    pub jitter_probability: f64,
+    /// Strengths of brightness, contrast, saturation and hue.
+    pub jitter: [f64; 4],
+    pub grey_probability: f64,
+    pub blur_probability: f64,
+    /// Standard deviation of the blur in pixels of the output, smallest and largest.
+    pub blur_sigma: [f64; 2],
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeSpec {
+    /// Frames of one stream within one block of this length stay together.
+    pub block_ms: i64,
+    /// Frames closer than this to a block of the other side are in neither.
+    pub guard_ms: i64,
+    /// Share of blocks that go to the probe set.
+    pub ratio: f64,
+    /// Frames at most in a probe set.
+    pub max_frames: u64,
+    /// Neighbours of the kNN probe.
+    pub k: usize,
+    /// Resamples of the paired bootstrap over streams.
+    pub bootstrap: usize,
+}
+
+/// An earlier period's probe set, with what older versions made of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeInput {
+    pub period: PeriodId,
+    pub file: FileRef,
+    pub embeddings: Vec<KeptEmbedding>,
+}
+
+/// A version's embeddings of a probe set, kept at its publication: f32 `[frames, dimension]`, rows as in the set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeptEmbedding {
+    pub version: Version,
+    pub role: Ancestor,
+    pub file: FileRef,
+}
+
+/// Why an ancestor's embeddings are compared with; one version may be listed once for each role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ancestor {
+    /// The first one evaluated on the set: it learned the period.
+    Learned,
+    /// The one with the best kNN score on it.
+    Best,
+    /// The candidate's parent.
+    Parent,
+}
+
+/// Names of what a start writes below its prefix.
+pub mod output {
+    pub const JOB: &str = "job.json";
+    pub const ENCODER: &str = "encoder.safetensors";
+    pub const PROJECTOR: &str = "projector.safetensors";
+    pub const CONFIG: &str = "config.json";
+    pub const EVALUATION: &str = "evaluation.json";
+    pub const PROBE_SET: &str = "probe_set.parquet";
+    /// The last one: it names all others with their hashes. A start without it did not finish.
+    pub const OUTCOME: &str = "outcome.json";
+
+    pub fn checkpoint(step: u64) -> String {
+        format!("checkpoints/{step:08}.safetensors")
+    }
+
+    /// Embeddings of the period's own frames, in parts.
+    pub fn embeddings(part: usize) -> String {
+        format!("embeddings/{part:05}.parquet")
+    }
+
+    /// The candidate's embeddings of a period's probe set.
+    pub fn probe_embeddings(period: crate::types::PeriodId) -> String {
+        format!("probe_embeddings/{period}.safetensors")
+    }
+}
+
+/// What a start that ran to its end left: every file, and what was learned about them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub schema: u32,
+    /// Names relative to the start's prefix; those that are published and those that are not.
+    pub files: Vec<FileRef>,
+    pub evaluation: crate::eval::Evaluation,
+    pub probe_frames: u64,
+    pub train_frames: u64,
+    pub steps: u64,
+    pub seconds: f64,
+    pub device: String,
+    pub program_version: String,
+}
+
+/// One line on the child's standard output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Progress {
+    /// Frames are being copied to the local scratch file.
+    Loading { frames: u64 },
+    Loaded { train_frames: u64, probe_frames: u64, steps: u64 },
+    Resumed { step: u64 },
+    Step { step: u64, steps: u64, total: f64, ntxent: f64, distillation: f64, learning_rate: f64, images_per_second: f64 },
+    Checkpoint { step: u64 },
+    Trained { step: u64 },
+    Evaluating { period: PeriodId },
+    Finished,
+    /// The last line of a start that could not go on; the exit code is not 0 then.
+    Failed { reason: String },
+}
