@@ -42,7 +42,8 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    pub const ALL: [Architecture; 3] = [Architecture::VitTiny, Architecture::Resnet18, Architecture::ResnetSmall];
+    pub const ALL: [Architecture; 3] =
+        [Architecture::VitTiny, Architecture::Resnet18, Architecture::ResnetSmall];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -113,7 +114,9 @@ impl EncoderSpec {
             Architecture::VitTiny | Architecture::ResnetSmall => 8,
         };
         if !(smallest..=MAX_IMAGE_SIZE).contains(&image_size) {
-            let reason = format!("image size {image_size} px for {architecture} must lie in {smallest}..={MAX_IMAGE_SIZE}");
+            let reason = format!(
+                "image size {image_size} px for {architecture} must lie in {smallest}..={MAX_IMAGE_SIZE}"
+            );
             return Err(ModelError::InvalidSpec { reason });
         }
         let has_patches = architecture == Architecture::VitTiny;

@@ -1,10 +1,11 @@
 //! The end of a residual block: `max(a + b, 0)`, with torch's gradient (0, not 1, where the sum is 0).
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::has_kernel;
-use super::kernel::{Real, View, slice, tensor_like, with_real};
+use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
 
 /// Elements of one part: large enough to outweigh its start, small enough to stay in the second-level cache.
 const ELEMENTS_PER_PART: usize = 16 * 1024;
@@ -33,17 +34,29 @@ impl CustomOp2 for AddRelu {
         "add-relu"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         if l1.shape() != l2.shape() {
             candle_core::bail!("add-relu of shapes {:?} and {:?}", l1.shape(), l2.shape());
         }
         let storage = with_real!(s1.dtype(), "add-relu", T => {
-            Ok(T::to_cpu_storage_owned(forward::<T>(slice(s1, l1)?, slice(s2, l2)?)))
+            Ok(into_storage(forward::<T>(slice(s1, l1)?, slice(s2, l2)?)))
         })?;
         Ok((storage, l1.shape().clone()))
     }
 
-    fn bwd(&self, _: &Tensor, _: &Tensor, res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let masked = with_real!(res.dtype(), "add-relu", T => {
             tensor_like(backward::<T>(View::of(res).slice()?, View::of(&grad).slice()?), res)

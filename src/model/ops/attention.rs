@@ -3,11 +3,12 @@
 //! The probabilities are not kept (they would be the largest tensor of the network): the backward pass computes them
 //! again. Parts are whole images.
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::has_kernel;
-use super::kernel::{Real, View, slice, tensor_like, with_real};
+use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
 use super::matrix::{Matrix, Shape as MatrixShape, Write};
 
 /// `qkv` [batch, tokens, 3 * width], in each token queries, keys, values of `width`, each cut into `heads`
@@ -106,7 +107,10 @@ impl Geometry {
     fn backward<T: Real>(&self, qkv: &[T], grad: &[T]) -> Vec<T> {
         let image_out = self.tokens * self.width;
         let mut dqkv = vec![T::ZERO; qkv.len()];
-        let images = dqkv.par_chunks_mut(3 * image_out).zip(qkv.par_chunks(3 * image_out)).zip(grad.par_chunks(image_out));
+        let images = dqkv
+            .par_chunks_mut(3 * image_out)
+            .zip(qkv.par_chunks(3 * image_out))
+            .zip(grad.par_chunks(image_out));
         images.for_each_init(Scratch::default, |scratch, ((dqkv, qkv), grad)| {
             for head in 0..self.heads {
                 self.backward_head(qkv, grad, self.offsets(head), scratch, dqkv);
@@ -116,7 +120,14 @@ impl Geometry {
     }
 
     /// dV = P^T dO;  dP = dO V^T;  dS = P (dP - sum(dP P));  dQ = dS K * scale;  dK = dS^T Q * scale.
-    fn backward_head<T: Real>(&self, qkv: &[T], grad: &[T], at: Offsets, scratch: &mut Scratch<T>, dqkv: &mut [T]) {
+    fn backward_head<T: Real>(
+        &self,
+        qkv: &[T],
+        grad: &[T],
+        at: Offsets,
+        scratch: &mut Scratch<T>,
+        dqkv: &mut [T],
+    ) {
         let (packed, square) = (self.packed(), self.square());
         let Scratch { probabilities, scores } = scratch;
         self.probabilities(qkv, at, probabilities);
@@ -189,7 +200,7 @@ impl CustomOp1 for Attention {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let geometry = Geometry::of(layout, self.heads)?;
         let storage = with_real!(storage.dtype(), "attention", T => {
-            Ok(T::to_cpu_storage_owned(geometry.forward::<T>(slice(storage, layout)?)))
+            Ok(into_storage(geometry.forward::<T>(slice(storage, layout)?)))
         })?;
         Ok((storage, Shape::from((geometry.batch, geometry.tokens, geometry.width))))
     }

@@ -81,7 +81,11 @@ pub(super) fn unsupported(dtype: DType, op: &'static str) -> candle_core::Error 
 /// The elements of a contiguous CPU tensor, as an operation's forward pass is given them.
 pub(super) fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("kernel needs a contiguous tensor, found strides {:?} for shape {:?}", layout.stride(), layout.shape())
+        bail!(
+            "kernel needs a contiguous tensor, found strides {:?} for shape {:?}",
+            layout.stride(),
+            layout.shape()
+        )
     };
     Ok(&T::cpu_storage_as_slice(storage)?[start..end])
 }
@@ -104,6 +108,11 @@ impl<'a> View<'a> {
             _ => bail!("kernel needs a tensor on the cpu"),
         }
     }
+}
+
+/// What a forward pass hands to candle.
+pub(super) fn into_storage<T: Real>(data: Vec<T>) -> CpuStorage {
+    T::to_cpu_storage_owned(data)
 }
 
 /// A new tensor on the CPU with the shape of `like`.

@@ -2,11 +2,14 @@
 //!
 //! Means and variances are taken in f64 and computed again in the backward pass, which is cheaper than to keep them.
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::has_kernel;
-use super::kernel::{Real, View, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real};
+use super::kernel::{
+    Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
+};
 
 /// `x` [.., width], `gamma` and `beta` [width] -> [.., width].
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
@@ -47,7 +50,7 @@ impl CustomOp3 for LayerNorm {
         }
         let storage = with_real!(s1.dtype(), "layer-norm", T => {
             let (x, gamma, beta) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?, slice::<T>(s3, l3)?);
-            Ok(T::to_cpu_storage_owned(forward(x, gamma, beta, self.eps)))
+            Ok(into_storage(forward(x, gamma, beta, self.eps)))
         })?;
         Ok((storage, l1.shape().clone()))
     }
@@ -103,7 +106,9 @@ fn input_gradient<T: Real>(x: &[T], gamma: &[T], grad: &[T], eps: f64) -> Vec<T>
     let part = rows_per_part(x.len() / width) * width;
     let mut dx = vec![T::ZERO; x.len()];
     dx.par_chunks_mut(part).zip(x.par_chunks(part)).zip(grad.par_chunks(part)).for_each(|((dx, x), grad)| {
-        for ((dx, x), grad) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width)) {
+        for ((dx, x), grad) in
+            dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width))
+        {
             let (mean, scale) = moments(x, eps);
             let (mut sum_h, mut sum_hn) = (0.0, 0.0);
             for ((x, grad), gamma) in x.iter().zip(grad).zip(gamma) {

@@ -5,10 +5,11 @@
 
 use std::sync::OnceLock;
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::kernel::{Real, View, slice, tensor_like, with_real};
+use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
 use super::{Window, has_kernel};
 
 /// `x` [batch, height, width, channels] -> [batch, out_height, out_width, channels]. Padding never wins; it must be
@@ -30,7 +31,9 @@ pub(super) fn reference(x: &Tensor, window: Window) -> Result<Tensor> {
     let x = x.contiguous()?;
     let shifted_indices = |size: usize, shift: usize| {
         let last = (size - 1) as u32;
-        let index = |position: usize| ((position * window.stride + shift).saturating_sub(window.padding) as u32).min(last);
+        let index = |position: usize| {
+            ((position * window.stride + shift).saturating_sub(window.padding) as u32).min(last)
+        };
         let indices: Vec<u32> = (0..window.positions(size)).map(index).collect();
         Tensor::new(indices, x.device())
     };
@@ -69,7 +72,8 @@ impl Geometry {
     fn of(x: &Layout, window: Window) -> Result<Self> {
         let (batch, height, width, channels) = x.shape().dims4()?;
         let (out_height, out_width) = (window.positions(height), window.positions(width));
-        if batch * channels * out_height * out_width == 0 || u32::try_from(height * width * channels).is_err() {
+        if batch * channels * out_height * out_width == 0 || u32::try_from(height * width * channels).is_err()
+        {
             bail!("max-pool2d: {window:?} does not fit input {:?}", x.shape());
         }
         Ok(Geometry { batch, height, width, channels, out_height, out_width, window })
@@ -102,7 +106,8 @@ impl Geometry {
     /// All channels of one output position.
     fn pool_one<T: Real>(&self, x: &[T], position: usize, y: &mut [T], winners: &mut [u32]) {
         let Window { kernel, stride, padding } = self.window;
-        let inside = |start: usize, size: usize| start.saturating_sub(padding)..(start + kernel - padding).min(size);
+        let inside =
+            |start: usize, size: usize| start.saturating_sub(padding)..(start + kernel - padding).min(size);
         let rows = inside(position / self.out_width * stride, self.height);
         let columns = inside(position % self.out_width * stride, self.width);
         let mut first = true;
@@ -145,7 +150,7 @@ impl CustomOp1 for MaxPool2d {
         let geometry = Geometry::of(layout, self.window)?;
         let (storage, winners) = with_real!(storage.dtype(), "max-pool2d", T => {
             let (y, winners) = geometry.forward::<T>(slice(storage, layout)?);
-            Ok((T::to_cpu_storage_owned(y), winners))
+            Ok((into_storage(y), winners))
         })?;
         if self.winners.set(winners).is_err() {
             bail!("max-pool2d: one operation applied twice");
