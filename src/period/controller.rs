@@ -16,6 +16,7 @@ use super::child::{ChildEvent, Program, TrainingProcess};
 use super::decide::{Child, Gate, Observed, Policy, Step, next_step};
 use super::job::{self, JobError, JobSettings};
 use super::{release, report, sweep};
+use crate::eval::forgetting::HistoryError;
 use crate::eval::gate::{GateLimits, Verdict};
 use crate::failpoint;
 use crate::registry::{
@@ -64,6 +65,8 @@ pub enum LearnError {
     Job(#[from] JobError),
     #[error(transparent)]
     Release(#[from] release::ReleaseError),
+    #[error(transparent)]
+    History(#[from] HistoryError),
     #[error("{path} can't be read: {source}")]
     Outcome { path: String, source: serde_json::Error },
     #[error("{path} has schema {found}, this program reads {SCHEMA}")]
@@ -175,7 +178,7 @@ impl Session<'_> {
         let Some(running) = &mut self.running else { return Ok(()) };
         match event {
             Ok(ChildEvent::Progress(progress)) => {
-                report::progress(&progress);
+                report::progress(&progress, self.learner.settings.job.optimisation.batch);
                 if let Some(listener) = &self.learner.listener {
                     listener(running.period, &progress);
                 }
@@ -313,7 +316,9 @@ impl Session<'_> {
             }
             Step::Reject { reason } => {
                 tracing::warn!(%reason, "the candidate is rejected; `latest` stays");
-                report::verdict("rejected", outcome.as_ref().map(|(_, verdict)| verdict));
+                if let Some((_, verdict)) = &outcome {
+                    report::verdict(verdict);
+                }
                 self.settle(record.id, PeriodState::Rejected, &reason).await?;
             }
             Step::Fail { reason } => {
@@ -401,7 +406,7 @@ impl Session<'_> {
                 tracing::warn!(%version, ?latest, "published; `latest` no longer named its parent and stays")
             }
         }
-        report::verdict("accepted", Some(&verdict));
+        report::verdict(&verdict);
         report::closed(record, clock());
         report::versions(registry.as_ref()).await?;
         Ok(())
