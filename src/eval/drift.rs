@@ -154,8 +154,7 @@ pub fn effective_rank(embeddings: &Embeddings) -> f64 {
     let eigenvalues = symmetric_eigenvalues(gram);
     // Below this an eigenvalue is rounding, whose root would count as a singular value of 1e-8.
     let noise = eigenvalues.first().copied().unwrap_or(0.0) * 1e-14;
-    let singular: Vec<f64> =
-        eigenvalues.into_iter().filter(|&value| value > noise).map(f64::sqrt).collect();
+    let singular: Vec<f64> = eigenvalues.into_iter().filter(|&value| value > noise).map(f64::sqrt).collect();
     let sum: f64 = singular.iter().sum();
     if sum == 0.0 {
         return 0.0;

@@ -9,8 +9,8 @@ use super::bootstrap::{Pairs, paired_difference};
 use super::knn::{Knn, knn};
 use super::split::{Split, by_label, held_out};
 use super::{
-    Accuracies, Ancestor, Drift, Embeddings, FrameMeta, Loss, NewProbeEvaluation, ProbeEvaluation,
-    Shape, drift, linear_probe,
+    Accuracies, Ancestor, Drift, Embeddings, FrameMeta, Loss, NewProbeEvaluation, ProbeEvaluation, Shape,
+    drift, linear_probe,
 };
 use crate::types::{PeriodId, Version};
 
@@ -171,12 +171,7 @@ impl Asked {
         let streams: BTreeSet<&str> = frames.iter().map(|frame| frame.stream_id.as_str()).collect();
         let streams: BTreeMap<&str, usize> = streams.into_iter().zip(0..).collect();
         let clusters = split.queries.iter().map(|&row| streams[frames[row].stream_id.as_str()]).collect();
-        Some(Self {
-            labels: frames.iter().map(number).collect(),
-            clusters,
-            split,
-            settings: *settings,
-        })
+        Some(Self { labels: frames.iter().map(number).collect(), clusters, split, settings: *settings })
     }
 
     fn knn(&self, embeddings: &Embeddings) -> Knn {
@@ -185,11 +180,7 @@ impl Asked {
 
     fn loss(&self, old: &Older, candidate: &Knn) -> Loss {
         let before = self.knn(old.embeddings);
-        let pairs = Pairs {
-            before: &before.correct,
-            after: &candidate.correct,
-            clusters: &self.clusters,
-        };
+        let pairs = Pairs { before: &before.correct, after: &candidate.correct, clusters: &self.clusters };
         Loss {
             against: old.version,
             knn: paired_difference(pairs, self.settings.resamples, self.settings.seed),

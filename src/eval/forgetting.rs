@@ -148,7 +148,8 @@ mod tests {
         let parents = parents
             .iter()
             .map(|&(version, parent)| (Version(version), (parent > 0).then_some(Version(parent))));
-        let scores = scores.iter().map(|&(version, number, score)| ((Version(version), period(number)), score));
+        let scores =
+            scores.iter().map(|&(version, number, score)| ((Version(version), period(number)), score));
         History::new(parents.collect(), scores.collect()).unwrap()
     }
 
@@ -231,7 +232,8 @@ mod tests {
 
     /// A random tree with random cells.
     fn trees() -> impl Strategy<Value = History> {
-        let version = (any::<prop::sample::Index>(), prop::collection::vec(prop::option::of(0.0..1.0_f64), 5));
+        let version =
+            (any::<prop::sample::Index>(), prop::collection::vec(prop::option::of(0.0..1.0_f64), 5));
         prop::collection::vec(version, 1..12).prop_map(|versions| {
             let (mut parents, mut scores) = (BTreeMap::new(), BTreeMap::new());
             for (number, (parent, row)) in versions.into_iter().enumerate() {

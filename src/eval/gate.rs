@@ -79,7 +79,11 @@ impl fmt::Display for Reason {
                 write!(f, "forgot too much of {period} against its parent {against}: {}", lost(*loss, *limit))
             }
             Self::ForgotCumulative { period, against, loss, limit } => {
-                write!(f, "forgot too much of {period} since its best ancestor {against}: {}", lost(*loss, *limit))
+                write!(
+                    f,
+                    "forgot too much of {period} since its best ancestor {against}: {}",
+                    lost(*loss, *limit)
+                )
             }
         }
     }
@@ -109,9 +113,10 @@ pub fn decide(evaluation: &Evaluation, limits: &GateLimits, is_first: bool) -> V
 }
 
 fn not_finite(evaluation: &Evaluation) -> Option<Reason> {
-    let measures = evaluation.new_probe.iter().flat_map(|probe| {
-        [probe.candidate_loss, probe.reference_loss, probe.shape.effective_rank]
-    });
+    let measures = evaluation
+        .new_probe
+        .iter()
+        .flat_map(|probe| [probe.candidate_loss, probe.reference_loss, probe.shape.effective_rank]);
     let ranks = evaluation.probes.iter().map(|probe| probe.shape.effective_rank);
     let finite = evaluation.finite && measures.chain(ranks).all(f64::is_finite);
     (!finite).then_some(Reason::NotFinite)
@@ -254,7 +259,8 @@ mod tests {
     #[test]
     fn the_sentence_names_the_surest_loss_and_its_values() {
         let found = reason(|evaluation| {
-            evaluation.probes = vec![probe(1, loss(0.06, 0.1, 0.2), None), probe(2, loss(0.08, 0.09, 0.1), None)];
+            evaluation.probes =
+                vec![probe(1, loss(0.06, 0.1, 0.2), None), probe(2, loss(0.08, 0.09, 0.1), None)];
         });
         assert_eq!(
             found.unwrap().to_string(),

@@ -4,9 +4,9 @@
 //! equation 5 and section 3.4), cosine similarity, exact search. Equal similarities go by row, equal votes to
 //! the smaller label: nothing depends on the order of a hash map or on threads.
 
+use super::Embeddings;
 use super::neighbours::{Neighbour, nearest};
 use super::split::Split;
-use super::Embeddings;
 
 /// Temperature of the votes. Smaller approaches one nearest neighbour, larger a plain majority.
 const VOTE_TEMPERATURE: f64 = 0.07;

@@ -109,20 +109,12 @@ impl Matrix {
 
     /// `selfᵀ other`, `[self.cols, other.cols]`.
     pub(super) fn t_times(&self, other: &Self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: other.cols,
-            data: product(self.view().t(), other.view()),
-        }
+        Self { rows: self.cols, cols: other.cols, data: product(self.view().t(), other.view()) }
     }
 
     /// `self other`, `[self.rows, other.cols]`.
     pub(super) fn times(&self, other: &Self) -> Self {
-        Self {
-            rows: self.rows,
-            cols: other.cols,
-            data: product(self.view(), other.view()),
-        }
+        Self { rows: self.rows, cols: other.cols, data: product(self.view(), other.view()) }
     }
 
     pub(super) fn column_means(&self) -> Vec<f64> {

@@ -33,10 +33,8 @@ pub(super) fn nearest(
         .enumerate()
         .map(|(number, block)| {
             let rows = block.len() / queries.dim.max(1);
-            let similarities = product(
-                View::new(block, rows, queries.dim),
-                View::new(&bank.data, bank.rows, bank.dim).t(),
-            );
+            let similarities =
+                product(View::new(block, rows, queries.dim), View::new(&bank.data, bank.rows, bank.dim).t());
             (0..rows)
                 .map(|row| {
                     let skip = skip_same_row.then_some(number * BLOCK + row);
@@ -55,9 +53,7 @@ fn top(similarities: &[f32], k: usize, skip: Option<usize>) -> Vec<Neighbour> {
         .filter(|(row, _)| Some(*row) != skip)
         .map(|(row, &similarity)| Neighbour { row, similarity })
         .collect();
-    let order = |a: &Neighbour, b: &Neighbour| {
-        b.similarity.total_cmp(&a.similarity).then(a.row.cmp(&b.row))
-    };
+    let order = |a: &Neighbour, b: &Neighbour| b.similarity.total_cmp(&a.similarity).then(a.row.cmp(&b.row));
     if k < all.len() {
         all.select_nth_unstable_by(k, order);
         all.truncate(k);
@@ -74,9 +70,8 @@ mod tests {
     fn neighbours_come_by_similarity_then_by_row() {
         let bank = Embeddings::new(4, 2, vec![1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.6, 0.8]);
         let query = Embeddings::new(1, 2, vec![1.0, 0.0]);
-        let rows = |k, skip| -> Vec<usize> {
-            nearest(&query, &bank, k, skip)[0].iter().map(|n| n.row).collect()
-        };
+        let rows =
+            |k, skip| -> Vec<usize> { nearest(&query, &bank, k, skip)[0].iter().map(|n| n.row).collect() };
         assert_eq!(rows(3, false), [0, 2, 3]);
         assert_eq!(rows(9, false), [0, 2, 3, 1]);
         assert_eq!(rows(2, true), [2, 3]);

@@ -24,11 +24,9 @@ impl SplitMix64 {
 
 /// A hash of `bytes` keyed by `seed`: FNV-1a, then SplitMix64's finaliser, which spreads similar names.
 pub(super) fn hash(seed: u64, bytes: &[u8]) -> u64 {
-    let fnv = bytes
-        .iter()
-        .fold(0xCBF2_9CE4_8422_2325 ^ mix(seed), |state, &byte| {
-            (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
-        });
+    let fnv = bytes.iter().fold(0xCBF2_9CE4_8422_2325 ^ mix(seed), |state, &byte| {
+        (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    });
     mix(fnv)
 }
 
@@ -47,10 +45,7 @@ mod tests {
     fn the_generator_gives_its_published_sequence() {
         let mut random = SplitMix64::new(1_234_567);
         let drawn: Vec<u64> = (0..3).map(|_| random.next()).collect();
-        assert_eq!(
-            drawn,
-            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
-        );
+        assert_eq!(drawn, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 
     #[test]

@@ -49,10 +49,7 @@ struct Times {
 /// Rows by label, then by stream.
 type Groups<'a> = BTreeMap<&'a str, BTreeMap<&'a str, Vec<usize>>>;
 
-fn group<'a>(
-    frames: &'a [FrameMeta],
-    label_of: impl Fn(&'a FrameMeta) -> Option<&'a str>,
-) -> Groups<'a> {
+fn group<'a>(frames: &'a [FrameMeta], label_of: impl Fn(&'a FrameMeta) -> Option<&'a str>) -> Groups<'a> {
     let mut groups = Groups::new();
     for (row, frame) in frames.iter().enumerate() {
         if let Some(label) = label_of(frame) {
@@ -143,10 +140,7 @@ fn cut_by_time(frames: &[FrameMeta], rows: &[usize], times: Times) -> (Vec<usize
     };
     let (bank, later): (Vec<usize>, Vec<usize>) = rows.iter().partition(|&&row| block(row) < cut);
     let end = bank.iter().map(|&row| at(row)).max().unwrap_or(i64::MIN);
-    let queries = later
-        .into_iter()
-        .filter(|&row| at(row) >= end.saturating_add(times.guard_ms))
-        .collect();
+    let queries = later.into_iter().filter(|&row| at(row) >= end.saturating_add(times.guard_ms)).collect();
     (bank, queries)
 }
 

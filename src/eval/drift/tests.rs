@@ -65,7 +65,10 @@ fn a_constant_embedding_is_uniform_nowhere_and_aligned_with_nothing() {
     let constant = Embeddings::new(10, 4, vec![1.0; 40]);
     assert_eq!(linear_cka(&constant, &cloud(10, 4, 1)), 0.0);
     close(uniformity(&constant), 0.0, 1e-6);
-    assert_eq!(recoverability(&cloud(10, 4, 1), &constant, &Split { bank: vec![0, 1], queries: vec![2, 3] }), 0.0);
+    assert_eq!(
+        recoverability(&cloud(10, 4, 1), &constant, &Split { bank: vec![0, 1], queries: vec![2, 3] }),
+        0.0
+    );
     close(alignment(&constant, &constant), 0.0, 1e-12);
 }
 
