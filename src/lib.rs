@@ -2,6 +2,8 @@
 pub mod eval;
 pub mod failpoint;
 pub mod metrics;
+pub mod model;
+pub mod publish;
 pub mod registry;
 pub mod store;
 pub mod types;
