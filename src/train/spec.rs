@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::eval::Ancestor;
 use crate::model::EncoderSpec;
 use crate::types::{EventTime, FileRef, PeriodId, TopicPartition, Version};
 
@@ -156,18 +157,6 @@ pub struct KeptEmbedding {
     pub version: Version,
     pub role: Ancestor,
     pub file: FileRef,
-}
-
-/// Why an ancestor's embeddings are compared with; one version may be listed once for each role.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ancestor {
-    /// The first one evaluated on the set: it learned the period.
-    Learned,
-    /// The one with the best kNN score on it.
-    Best,
-    /// The candidate's parent.
-    Parent,
 }
 
 /// Names of what a start writes below its prefix.
