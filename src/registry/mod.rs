@@ -30,11 +30,7 @@ pub const LATEST: &str = "latest";
 pub enum RegistryError {
     /// Somebody else has moved the position: drop all memory of the partition and read it again.
     #[error("the position of {partition} is {found:?}, not {expected}")]
-    PositionMoved {
-        partition: TopicPartition,
-        expected: i64,
-        found: Option<i64>,
-    },
+    PositionMoved { partition: TopicPartition, expected: i64, found: Option<i64> },
     /// The period was sealed meanwhile: its frames are late now.
     #[error("period {period} is sealed")]
     PeriodSealed { period: PeriodId },
@@ -43,11 +39,7 @@ pub enum RegistryError {
     Fenced { name: String, token: u64 },
     /// The record is not in a state in which this may be done.
     #[error("{what} is {found}, not {expected}")]
-    WrongState {
-        what: String,
-        found: String,
-        expected: &'static str,
-    },
+    WrongState { what: String, found: String, expected: &'static str },
     #[error("{what} does not exist")]
     NotFound { what: String },
     /// The database did not answer or refused: try again, nothing is known about this transaction.
@@ -381,15 +373,9 @@ pub trait Registry: Send + Sync {
     ) -> Result<Version>;
     /// The version becomes visible, its period published, its scores and probe set known, and `latest` moves
     /// if it names the version's parent. Repeating it changes nothing and says `LatestMoved` if `latest` is it.
-    async fn publish(
-        &self,
-        lease: &Lease,
-        publication: &Publication,
-        now: EventTime,
-    ) -> Result<Published>;
+    async fn publish(&self, lease: &Lease, publication: &Publication, now: EventTime) -> Result<Published>;
     /// published, rejected or failed -> expired: its segment rows go; returns their objects for deletion.
-    async fn expire(&self, lease: &Lease, period: PeriodId, now: EventTime)
-    -> Result<Vec<FileRef>>;
+    async fn expire(&self, lease: &Lease, period: PeriodId, now: EventTime) -> Result<Vec<FileRef>>;
 
     // --- what is published ---
 
