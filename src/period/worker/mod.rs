@@ -25,7 +25,7 @@ use crate::store::{Store, StoreError};
 use crate::train::checkpoint::CheckpointError;
 use crate::train::frames::FrameSet;
 use crate::train::job::{self, Inputs, JobIo, Trained};
-use crate::train::spec::{Outcome, Progress, SCHEMA, TrainJob, output};
+use crate::train::spec::{Outcome, Progress, Recipe, SCHEMA, TrainJob, output};
 use crate::train::split::{Split, split};
 use crate::train::{TrainError, device};
 
@@ -109,6 +109,8 @@ impl Worker<'_> {
             seconds: started.elapsed().as_secs_f64(),
             device: trained.device,
             program_version: crate::VERSION.to_owned(),
+            seed: self.job.recipe.seed,
+            hyper_parameters: hyper_parameters(&self.job.recipe),
         };
         let bytes = serde_json::to_vec_pretty(&outcome)
             .map_err(|source| WorkerError::Json { what: "the outcome", source })?;
@@ -215,6 +217,18 @@ impl Worker<'_> {
         let path = format!("{}/{name}", self.job.output_prefix);
         Ok(self.handle.block_on(self.store.put(&path, bytes.into()))?)
     }
+}
+
+/// The settings of a recipe, without what it was applied to.
+fn hyper_parameters(recipe: &Recipe) -> serde_json::Value {
+    serde_json::json!({
+        "model": recipe.model,
+        "method": recipe.method,
+        "optimisation": recipe.optimisation,
+        "augmentation": recipe.augmentation,
+        "probe": recipe.probe,
+        "max_frames": recipe.max_frames,
+    })
 }
 
 /// What the training loop tells and asks.
