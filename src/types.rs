@@ -18,10 +18,7 @@ pub struct ParseError {
 
 impl ParseError {
     fn new(value: &str, expected: &'static str) -> Self {
-        Self {
-            value: value.to_owned(),
-            expected,
-        }
+        Self { value: value.to_owned(), expected }
     }
 }
 
@@ -110,18 +107,13 @@ impl FromStr for PeriodId {
         }
         let digits = value.strip_suffix('Z').ok_or_else(error)?;
         let (seconds, ms) = match digits.split_once('.') {
-            Some((seconds, ms)) if ms.len() == 3 => {
-                (seconds, ms.parse::<i64>().map_err(|_| error())?)
-            }
+            Some((seconds, ms)) if ms.len() == 3 => (seconds, ms.parse::<i64>().map_err(|_| error())?),
             Some(_) => return Err(error()),
             None => (digits, 0),
         };
-        let civil =
-            jiff::civil::DateTime::strptime("%Y%m%dT%H%M%S", seconds).map_err(|_| error())?;
-        let instant = civil
-            .to_zoned(jiff::tz::TimeZone::UTC)
-            .map_err(|_| error())?;
-        Ok(Self(EventTime(instant.timestamp().as_millisecond() + ms)))
+        let civil = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%S", seconds).map_err(|_| error())?;
+        let instant = jiff::tz::TimeZone::UTC.to_timestamp(civil).map_err(|_| error())?;
+        Ok(Self(EventTime(instant.as_millisecond() + ms)))
     }
 }
 
@@ -144,10 +136,7 @@ impl FromStr for Version {
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
             return Err(ParseError::new(value, "a version such as v000042"));
         }
-        digits
-            .parse()
-            .map(Self)
-            .map_err(|_| ParseError::new(value, "a version such as v000042"))
+        digits.parse().map(Self).map_err(|_| ParseError::new(value, "a version such as v000042"))
     }
 }
 
@@ -245,14 +234,8 @@ mod tests {
             let id = PeriodId(EventTime(ms));
             assert_eq!(id.to_string().parse::<PeriodId>(), Ok(id));
         }
-        assert_eq!(
-            PeriodId(EventTime(1_769_817_600_000)).to_string(),
-            "20260131T000000Z"
-        );
-        assert_eq!(
-            "2026-01-31T00:00:00Z".parse::<PeriodId>().unwrap().0.0,
-            1_769_817_600_000
-        );
+        assert_eq!(PeriodId(EventTime(1_769_817_600_000)).to_string(), "20260131T000000Z");
+        assert_eq!("2026-01-31T00:00:00Z".parse::<PeriodId>().unwrap().0.0, 1_769_817_600_000);
         assert!("20260131".parse::<PeriodId>().is_err());
     }
 

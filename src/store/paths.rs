@@ -32,9 +32,7 @@ pub struct SegmentName {
 impl Paths {
     /// `pipeline` is validated by the configuration: lower-case letters, digits and `-`.
     pub fn new(pipeline: impl Into<String>) -> Self {
-        Self {
-            pipeline: pipeline.into(),
-        }
+        Self { pipeline: pipeline.into() }
     }
 
     /// Prefix of all segments.
@@ -43,17 +41,8 @@ impl Paths {
     }
 
     pub fn segment(&self, name: &SegmentName) -> String {
-        let SegmentName {
-            period,
-            topic_id,
-            partition,
-            flush,
-            sha256,
-        } = name;
-        format!(
-            "{}/{period}/{topic_id}/{partition}/{flush}-{sha256}.parquet",
-            self.segments()
-        )
+        let SegmentName { period, topic_id, partition, flush, sha256 } = name;
+        format!("{}/{period}/{topic_id}/{partition}/{flush}-{sha256}.parquet", self.segments())
     }
 
     /// Reads a segment's object name back; `None` if it is not one of ours.
@@ -64,10 +53,7 @@ impl Paths {
             return None;
         };
         let mut numbers = file.strip_suffix(".parquet")?.splitn(3, '-');
-        let flush = OffsetRange {
-            start: numbers.next()?.parse().ok()?,
-            end: numbers.next()?.parse().ok()?,
-        };
+        let flush = OffsetRange { start: numbers.next()?.parse().ok()?, end: numbers.next()?.parse().ok()? };
         Some(SegmentName {
             period: period.parse().ok()?,
             topic_id: TopicId((*topic_id).to_owned()),
@@ -109,10 +95,7 @@ mod tests {
             period: PeriodId(EventTime(1_769_817_600_000)),
             topic_id: TopicId("g000001".into()),
             partition: 7,
-            flush: OffsetRange {
-                start: 120,
-                end: 180,
-            },
+            flush: OffsetRange { start: 120, end: 180 },
             sha256: Sha256::of(b"bytes"),
         };
         assert_eq!(paths.parse_segment(&paths.segment(&name)), Some(name));
