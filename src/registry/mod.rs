@@ -275,6 +275,8 @@ pub struct VersionRecord {
 pub struct Publication {
     pub version: Version,
     pub manifest: String,
+    /// Every file of the version, manifest and card included, relative to its prefix: replaces the reserved list.
+    pub files: Vec<FileRef>,
     pub scores: Vec<ScoreRecord>,
     /// The period's own probe set, if it has one.
     pub probe_set: Option<ProbeSetRecord>,

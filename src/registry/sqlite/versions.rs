@@ -94,6 +94,7 @@ pub(super) async fn publish(
     let attempt = (record.period, record.attempt);
     learner::require_current(tx, lease, attempt, &states, "evaluating").await?;
     make_visible(tx, &record, &publication.manifest, now).await?;
+    replace_files(tx, record.version, &publication.files).await?;
     for score in &publication.scores {
         store_score(tx, score).await?;
     }

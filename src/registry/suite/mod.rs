@@ -154,6 +154,7 @@ pub fn publication(version: Version) -> Publication {
     Publication {
         version,
         manifest: format!("{{\"version\":\"{version}\"}}"),
+        files: vec![file("b"), file("a"), file("manifest.json")],
         scores: Vec::new(),
         probe_set: None,
     }
