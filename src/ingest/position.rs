@@ -42,17 +42,11 @@ pub fn decide_start(recorded: Option<i64>, bounds: Bounds, start: KafkaStart) ->
         return StartDecision::New { start };
     };
     if position < bounds.earliest {
-        let lost = OffsetRange {
-            start: position,
-            end: bounds.earliest,
-        };
+        let lost = OffsetRange { start: position, end: bounds.earliest };
         return StartDecision::Gap { lost };
     }
     if position > bounds.end {
-        return StartDecision::BeyondEnd {
-            position,
-            end: bounds.end,
-        };
+        return StartDecision::BeyondEnd { position, end: bounds.end };
     }
     StartDecision::Start { at: position }
 }
@@ -66,10 +60,7 @@ pub struct Progress {
 
 impl Progress {
     pub const fn starting_at(position: i64) -> Self {
-        Self {
-            committed: position,
-            next: position,
-        }
+        Self { committed: position, next: position }
     }
 
     /// Takes the record at `offset`; `false` if it was taken before.
@@ -88,10 +79,7 @@ impl Progress {
 
     /// What a flush now covers; `None` if there is nothing to move over.
     pub fn unflushed(&self) -> Option<OffsetRange> {
-        (self.next > self.committed).then_some(OffsetRange {
-            start: self.committed,
-            end: self.next,
-        })
+        (self.next > self.committed).then_some(OffsetRange { start: self.committed, end: self.next })
     }
 
     /// The flush of [`Self::unflushed`] is durable.
@@ -120,34 +108,12 @@ mod tests {
             (Some(0), 0, 0, Earliest, Start { at: 0 }),
             (Some(4), 10, 20, Latest, Gap { lost }),
             (Some(4), 10, 10, Earliest, Gap { lost }),
-            (
-                Some(21),
-                10,
-                20,
-                Earliest,
-                BeyondEnd {
-                    position: 21,
-                    end: 20,
-                },
-            ),
-            (
-                Some(1),
-                0,
-                0,
-                Earliest,
-                BeyondEnd {
-                    position: 1,
-                    end: 0,
-                },
-            ),
+            (Some(21), 10, 20, Earliest, BeyondEnd { position: 21, end: 20 }),
+            (Some(1), 0, 0, Earliest, BeyondEnd { position: 1, end: 0 }),
         ];
         for (recorded, earliest, end, start, expected) in table {
             let bounds = Bounds { earliest, end };
-            assert_eq!(
-                decide_start(recorded, bounds, start),
-                expected,
-                "{recorded:?} in {bounds:?}"
-            );
+            assert_eq!(decide_start(recorded, bounds, start), expected, "{recorded:?} in {bounds:?}");
         }
     }
 
@@ -158,17 +124,11 @@ mod tests {
         assert!(progress.take(5));
         assert!(!progress.take(5), "a repeat is not taken");
         assert!(progress.take(9), "markers lie between");
-        assert_eq!(
-            progress.unflushed(),
-            Some(OffsetRange { start: 5, end: 10 })
-        );
+        assert_eq!(progress.unflushed(), Some(OffsetRange { start: 5, end: 10 }));
         progress.committed();
         assert_eq!(progress.unflushed(), None);
         assert!(!progress.take(9));
         assert!(progress.take(10));
-        assert_eq!(
-            progress.unflushed(),
-            Some(OffsetRange { start: 10, end: 11 })
-        );
+        assert_eq!(progress.unflushed(), Some(OffsetRange { start: 10, end: 11 }));
     }
 }

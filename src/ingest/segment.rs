@@ -49,10 +49,7 @@ pub enum SegmentError {
     #[error("a segment's columns do not fit: {0}")]
     Arrow(#[from] ArrowError),
     #[error("a segment has no column {name} of type {expected}")]
-    Column {
-        name: &'static str,
-        expected: &'static str,
-    },
+    Column { name: &'static str, expected: &'static str },
 }
 
 /// One row of a segment.
@@ -69,11 +66,7 @@ pub struct SegmentRow {
 }
 
 /// Encodes the frames of one partition in the given order. Deterministic.
-pub fn write_segment(
-    topic: &str,
-    partition: i32,
-    frames: &[&Frame],
-) -> Result<Bytes, SegmentError> {
+pub fn write_segment(topic: &str, partition: i32, frames: &[&Frame]) -> Result<Bytes, SegmentError> {
     let schema = schema();
     let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties()))?;
     for rows in frames.chunks(BATCH_ROWS) {
@@ -83,10 +76,7 @@ pub fn write_segment(
 }
 
 fn image_fields() -> Fields {
-    Fields::from(vec![
-        Field::new("bytes", DataType::Binary, true),
-        Field::new("path", DataType::Utf8, true),
-    ])
+    Fields::from(vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)])
 }
 
 fn schema() -> Arc<Schema> {
@@ -108,10 +98,7 @@ fn properties() -> WriterProperties {
     WriterProperties::builder()
         // Not the library's version: an update must not change the bytes by its name alone.
         .set_created_by("palimpsest".to_owned())
-        .set_key_value_metadata(Some(vec![KeyValue::new(
-            "huggingface".to_owned(),
-            HUGGING_FACE.to_owned(),
-        )]))
+        .set_key_value_metadata(Some(vec![KeyValue::new("huggingface".to_owned(), HUGGING_FACE.to_owned())]))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_compression(Compression::SNAPPY)
         // Encoded images don't compress, and their smallest and largest bytes tell nothing.
@@ -129,27 +116,17 @@ fn batch(
 ) -> Result<RecordBatch, SegmentError> {
     let images = BinaryArray::from_iter_values(frames.iter().map(|f| &f.image));
     let paths = StringArray::new_null(frames.len());
-    let image = StructArray::try_new(
-        image_fields(),
-        vec![Arc::new(images), Arc::new(paths)],
-        None,
-    )?;
+    let image = StructArray::try_new(image_fields(), vec![Arc::new(images), Arc::new(paths)], None)?;
     let instants = frames.iter().map(|f| f.captured_at.as_ms());
     let rows = frames.iter().map(|f| f.row.cast_signed());
     let columns: Vec<ArrayRef> = vec![
         Arc::new(image),
-        Arc::new(StringArray::from_iter_values(
-            frames.iter().map(|f| &f.stream_id),
-        )),
+        Arc::new(StringArray::from_iter_values(frames.iter().map(|f| &f.stream_id))),
         Arc::new(TimestampMillisecondArray::from_iter_values(instants).with_timezone("UTC")),
-        Arc::new(StringArray::from_iter(
-            frames.iter().map(|f| f.label.as_deref()),
-        )),
+        Arc::new(StringArray::from_iter(frames.iter().map(|f| f.label.as_deref()))),
         Arc::new(StringArray::from_iter_values(frames.iter().map(|_| topic))),
         Arc::new(Int32Array::from_value(partition, frames.len())),
-        Arc::new(Int64Array::from_iter_values(
-            frames.iter().map(|f| f.offset),
-        )),
+        Arc::new(Int64Array::from_iter_values(frames.iter().map(|f| f.offset))),
         Arc::new(Int32Array::from_iter_values(rows)),
     ];
     Ok(RecordBatch::try_new(schema.clone(), columns)?)
@@ -157,13 +134,8 @@ fn batch(
 
 /// Reads a segment row by row, in the order in which it was written.
 pub fn read_segment(bytes: Bytes) -> Result<SegmentRows, SegmentError> {
-    let batches = ParquetRecordBatchReaderBuilder::try_new(bytes)?
-        .with_batch_size(BATCH_ROWS)
-        .build()?;
-    Ok(SegmentRows {
-        batches,
-        rows: Vec::new().into_iter(),
-    })
+    let batches = ParquetRecordBatchReaderBuilder::try_new(bytes)?.with_batch_size(BATCH_ROWS).build()?;
+    Ok(SegmentRows { batches, rows: Vec::new().into_iter() })
 }
 
 /// The rows of a segment; holds one batch of them at a time. After an error it ends.
@@ -197,20 +169,14 @@ fn decode_batch(batch: &RecordBatch) -> Result<Vec<SegmentRow>, SegmentError> {
     let images = image
         .column_by_name("bytes")
         .and_then(|c| c.as_binary_opt::<i32>())
-        .ok_or(SegmentError::Column {
-            name: "image.bytes",
-            expected: "binary",
-        })?;
+        .ok_or(SegmentError::Column { name: "image.bytes", expected: "binary" })?;
     let text = |name| column(batch, name, "utf8", |c| c.as_string_opt::<i32>());
     let (stream_id, label, topic) = (text("stream_id")?, text("label")?, text("topic")?);
-    let captured_at = column(batch, "captured_at", "timestamp(ms)", |c| {
-        c.as_primitive_opt::<TimestampMillisecondType>()
-    })?;
+    let captured_at =
+        column(batch, "captured_at", "timestamp(ms)", |c| c.as_primitive_opt::<TimestampMillisecondType>())?;
     let int32 = |name| column(batch, name, "int32", |c| c.as_primitive_opt::<Int32Type>());
     let (partition, row) = (int32("partition")?, int32("row")?);
-    let offset = column(batch, "offset", "int64", |c| {
-        c.as_primitive_opt::<Int64Type>()
-    })?;
+    let offset = column(batch, "offset", "int64", |c| c.as_primitive_opt::<Int64Type>())?;
     let rows = (0..batch.num_rows()).map(|i| SegmentRow {
         image: Bytes::copy_from_slice(images.value(i)),
         stream_id: stream_id.value(i).to_owned(),
@@ -230,10 +196,7 @@ fn column<'a, T>(
     expected: &'static str,
     cast: impl Fn(&'a ArrayRef) -> Option<&'a T>,
 ) -> Result<&'a T, SegmentError> {
-    batch
-        .column_by_name(name)
-        .and_then(cast)
-        .ok_or(SegmentError::Column { name, expected })
+    batch.column_by_name(name).and_then(cast).ok_or(SegmentError::Column { name, expected })
 }
 
 #[cfg(test)]
@@ -260,10 +223,7 @@ mod tests {
     #[test]
     fn a_segment_reads_back_in_order() {
         let frames = frames(200);
-        let rows: Vec<_> = read_segment(written(&frames))
-            .unwrap()
-            .collect::<Result<_, _>>()
-            .unwrap();
+        let rows: Vec<_> = read_segment(written(&frames)).unwrap().collect::<Result<_, _>>().unwrap();
         assert_eq!(rows.len(), 200);
         for (frame, row) in frames.iter().zip(&rows) {
             assert_eq!(row.image, frame.image);

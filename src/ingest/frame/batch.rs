@@ -18,8 +18,8 @@ use super::{CAPTURED_AT, Context, Decoded, FRAME, Fields, LABEL, Reject, RejectR
 use crate::types::EventTime;
 
 pub(super) fn decode(context: &Context<'_>, value: &Bytes) -> Result<Decoded, Reject> {
-    let batches = read(value)
-        .map_err(|error| Reject::record(RejectReason::BrokenArrowStream, error.to_string()))?;
+    let batches =
+        read(value).map_err(|error| Reject::record(RejectReason::BrokenArrowStream, error.to_string()))?;
     let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
     let max = context.limits.max_rows;
     if rows > max {
@@ -41,10 +41,7 @@ pub(super) fn decode(context: &Context<'_>, value: &Bytes) -> Result<Decoded, Re
         }
     }
     if row == 0 {
-        return Err(Reject::record(
-            RejectReason::EmptyValue,
-            "the batch has no rows",
-        ));
+        return Err(Reject::record(RejectReason::EmptyValue, "the batch has no rows"));
     }
     Ok(decoded)
 }
@@ -79,9 +76,8 @@ impl Columns {
         let binary = |t: &DataType| matches!(t, DataType::Binary | DataType::LargeBinary);
         let text = |t: &DataType| matches!(t, DataType::Utf8 | DataType::LargeUtf8);
         let instant = |t: &DataType| matches!(t, DataType::Int64 | DataType::Timestamp(_, _));
-        let frame = column(batch, FRAME, binary)?.ok_or_else(|| {
-            Reject::record(RejectReason::BadColumn, "the batch has no column frame")
-        })?;
+        let frame = column(batch, FRAME, binary)?
+            .ok_or_else(|| Reject::record(RejectReason::BadColumn, "the batch has no column frame"))?;
         Ok(Self {
             frame,
             stream_id: column(batch, STREAM_ID, text)?,
@@ -114,10 +110,7 @@ fn column(
         return Ok(Some(column.clone()));
     }
     let found = column.data_type();
-    Err(Reject::record(
-        RejectReason::BadColumn,
-        format!("column {name} is of type {found}"),
-    ))
+    Err(Reject::record(RejectReason::BadColumn, format!("column {name} is of type {found}")))
 }
 
 fn text_at(column: &ArrayRef, index: usize) -> Option<String> {
@@ -148,21 +141,18 @@ fn instant_at(column: &ArrayRef, index: usize) -> Option<EventTime> {
         return None;
     }
     let ms = match column.data_type() {
-        DataType::Timestamp(TimeUnit::Second, _) => column
-            .as_primitive::<TimestampSecondType>()
-            .value(index)
-            .saturating_mul(1000),
-        DataType::Timestamp(TimeUnit::Millisecond, _) => column
-            .as_primitive::<TimestampMillisecondType>()
-            .value(index),
-        DataType::Timestamp(TimeUnit::Microsecond, _) => column
-            .as_primitive::<TimestampMicrosecondType>()
-            .value(index)
-            .div_euclid(1000),
-        DataType::Timestamp(TimeUnit::Nanosecond, _) => column
-            .as_primitive::<TimestampNanosecondType>()
-            .value(index)
-            .div_euclid(1_000_000),
+        DataType::Timestamp(TimeUnit::Second, _) => {
+            column.as_primitive::<TimestampSecondType>().value(index).saturating_mul(1000)
+        }
+        DataType::Timestamp(TimeUnit::Millisecond, _) => {
+            column.as_primitive::<TimestampMillisecondType>().value(index)
+        }
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            column.as_primitive::<TimestampMicrosecondType>().value(index).div_euclid(1000)
+        }
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
+            column.as_primitive::<TimestampNanosecondType>().value(index).div_euclid(1_000_000)
+        }
         _ => column.as_primitive::<Int64Type>().value(index),
     };
     Some(EventTime(ms))

@@ -13,16 +13,9 @@ use super::{FrameLimits, Reject, RejectReason};
 const MAX_BYTES_PER_PIXEL: u64 = 16;
 
 /// Checks one encoded image. `format: None` tells it from the first bytes.
-pub fn check(
-    bytes: &[u8],
-    format: Option<ImageFormat>,
-    limits: &FrameLimits,
-) -> Result<(), Reject> {
+pub fn check(bytes: &[u8], format: Option<ImageFormat>, limits: &FrameLimits) -> Result<(), Reject> {
     if bytes.is_empty() {
-        return Err(Reject::record(
-            RejectReason::EmptyValue,
-            "the frame is empty",
-        ));
+        return Err(Reject::record(RejectReason::EmptyValue, "the frame is empty"));
     }
     if bytes.len() > limits.max_frame_bytes {
         let (length, max) = (bytes.len(), limits.max_frame_bytes);
@@ -35,9 +28,8 @@ pub fn check(
         Some(format) => format,
         None => guess(bytes)?,
     };
-    let (width, height) = ImageReader::with_format(Cursor::new(bytes), format)
-        .into_dimensions()
-        .map_err(undecodable)?;
+    let (width, height) =
+        ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().map_err(undecodable)?;
     if u64::from(width) * u64::from(height) > limits.max_pixels {
         let max = limits.max_pixels;
         return Err(Reject::record(
@@ -52,9 +44,7 @@ fn guess(bytes: &[u8]) -> Result<ImageFormat, Reject> {
     let format = image::guess_format(bytes).map_err(undecodable)?;
     match format {
         ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP => Ok(format),
-        other => Err(undecodable(format!(
-            "{other:?} is neither JPEG, PNG nor WebP"
-        ))),
+        other => Err(undecodable(format!("{other:?} is neither JPEG, PNG nor WebP"))),
     }
 }
 

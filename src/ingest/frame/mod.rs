@@ -175,18 +175,11 @@ pub struct Reject {
 
 impl Reject {
     fn record(reason: RejectReason, detail: impl Into<String>) -> Self {
-        Self {
-            reason,
-            row: None,
-            detail: detail.into(),
-        }
+        Self { reason, row: None, detail: detail.into() }
     }
 
     fn at_row(self, row: u32) -> Self {
-        Self {
-            row: Some(row),
-            ..self
-        }
+        Self { row: Some(row), ..self }
     }
 }
 
@@ -204,39 +197,25 @@ pub struct Decoded {
 pub fn decode(record: &Record, limits: &FrameLimits, now: EventTime) -> Decoded {
     let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| decode_value(record, limits, now)));
     let outcome = decoded.unwrap_or_else(|_| {
-        Err(Reject::record(
-            RejectReason::DecoderPanicked,
-            "a decoder panicked on this record",
-        ))
+        Err(Reject::record(RejectReason::DecoderPanicked, "a decoder panicked on this record"))
     });
-    outcome.unwrap_or_else(|reject| Decoded {
-        rejects: vec![reject],
-        ..Decoded::default()
-    })
+    outcome.unwrap_or_else(|reject| Decoded { rejects: vec![reject], ..Decoded::default() })
 }
 
 fn decode_value(record: &Record, limits: &FrameLimits, now: EventTime) -> Result<Decoded, Reject> {
     let value = match &record.value {
         Value::Bytes(bytes) if !bytes.is_empty() => bytes,
         Value::Bytes(_) | Value::Empty => {
-            return Err(Reject::record(
-                RejectReason::EmptyValue,
-                "the value is empty",
-            ));
+            return Err(Reject::record(RejectReason::EmptyValue, "the value is empty"));
         }
         Value::Oversized { bytes } => return Err(too_large(*bytes, limits)),
     };
     if value.len() > limits.max_record_bytes {
         return Err(too_large(value.len(), limits));
     }
-    let content_type = text_header(record, CONTENT_TYPE)?.ok_or_else(|| {
-        Reject::record(RejectReason::MissingContentType, "no content-type header")
-    })?;
-    let context = Context {
-        record,
-        limits,
-        now,
-    };
+    let content_type = text_header(record, CONTENT_TYPE)?
+        .ok_or_else(|| Reject::record(RejectReason::MissingContentType, "no content-type header"))?;
+    let context = Context { record, limits, now };
     // Parameters such as `; charset=utf-8` say nothing that we need.
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     match media_type.to_ascii_lowercase().as_str() {
@@ -245,19 +224,13 @@ fn decode_value(record: &Record, limits: &FrameLimits, now: EventTime) -> Result
         "image/webp" => single(&context, value, ImageFormat::WebP),
         ARROW_STREAM => batch::decode(&context, value),
         WATERMARK_JSON => punctuation(&context, value),
-        _ => Err(Reject::record(
-            RejectReason::UnknownContentType,
-            format!("content-type {content_type:?}"),
-        )),
+        _ => Err(Reject::record(RejectReason::UnknownContentType, format!("content-type {content_type:?}"))),
     }
 }
 
 fn too_large(bytes: usize, limits: &FrameLimits) -> Reject {
     let max = limits.max_record_bytes;
-    Reject::record(
-        RejectReason::RecordTooLarge,
-        format!("the value has {bytes} bytes, more than {max}"),
-    )
+    Reject::record(RejectReason::RecordTooLarge, format!("the value has {bytes} bytes, more than {max}"))
 }
 
 /// What the checks of one record need.
@@ -289,15 +262,9 @@ impl Context<'_> {
         if let Some(label) = &fields.label {
             bounded_text(LABEL, label)?;
         }
-        let captured_at = fields
-            .captured_at
-            .or(self.record.timestamp)
-            .ok_or_else(|| {
-                Reject::record(
-                    RejectReason::MissingCapturedAt,
-                    "neither captured_at nor a record timestamp",
-                )
-            })?;
+        let captured_at = fields.captured_at.or(self.record.timestamp).ok_or_else(|| {
+            Reject::record(RejectReason::MissingCapturedAt, "neither captured_at nor a record timestamp")
+        })?;
         self.check_instant(captured_at)?;
         image::check(&fields.image, fields.format, self.limits)?;
         Ok(Frame {
@@ -320,17 +287,11 @@ impl Context<'_> {
     fn check_instant(&self, at: EventTime) -> Result<(), Reject> {
         let earliest = self.limits.earliest_captured_at;
         if at < earliest {
-            return Err(Reject::record(
-                RejectReason::CapturedTooEarly,
-                format!("{at} is before {earliest}"),
-            ));
+            return Err(Reject::record(RejectReason::CapturedTooEarly, format!("{at} is before {earliest}")));
         }
         let latest = self.now.plus_ms(self.limits.max_ahead_ms);
         if at > latest {
-            return Err(Reject::record(
-                RejectReason::CapturedAhead,
-                format!("{at} is after {latest}"),
-            ));
+            return Err(Reject::record(RejectReason::CapturedAhead, format!("{at} is after {latest}")));
         }
         Ok(())
     }
@@ -356,10 +317,7 @@ fn single(context: &Context<'_>, value: &Bytes, format: ImageFormat) -> Result<D
         image: value.clone(),
         format: Some(format),
     })?;
-    Ok(Decoded {
-        frames: vec![frame],
-        ..Decoded::default()
-    })
+    Ok(Decoded { frames: vec![frame], ..Decoded::default() })
 }
 
 #[derive(Deserialize)]
@@ -374,29 +332,20 @@ pub fn punctuation_value(watermark: EventTime) -> String {
 
 fn punctuation(context: &Context<'_>, value: &[u8]) -> Result<Decoded, Reject> {
     let bad = |detail: String| Reject::record(RejectReason::BadPunctuation, detail);
-    let parsed: Punctuation =
-        serde_json::from_slice(value).map_err(|error| bad(error.to_string()))?;
-    let watermark = parsed
-        .watermark
-        .parse()
-        .map_err(|error: crate::types::ParseError| bad(error.to_string()))?;
+    let parsed: Punctuation = serde_json::from_slice(value).map_err(|error| bad(error.to_string()))?;
+    let watermark =
+        parsed.watermark.parse().map_err(|error: crate::types::ParseError| bad(error.to_string()))?;
     context.check_instant(watermark)?;
-    Ok(Decoded {
-        watermark: Some(watermark),
-        ..Decoded::default()
-    })
+    Ok(Decoded { watermark: Some(watermark), ..Decoded::default() })
 }
 
 fn text_header<'a>(record: &'a Record, name: &str) -> Result<Option<&'a str>, Reject> {
     let Some(value) = record.header(name) else {
         return Ok(None);
     };
-    std::str::from_utf8(value).map(Some).map_err(|_| {
-        Reject::record(
-            RejectReason::BadHeader,
-            format!("header {name} is not UTF-8"),
-        )
-    })
+    std::str::from_utf8(value)
+        .map(Some)
+        .map_err(|_| Reject::record(RejectReason::BadHeader, format!("header {name} is not UTF-8")))
 }
 
 fn bounded_text(name: &str, text: &str) -> Result<(), Reject> {

@@ -52,18 +52,9 @@ impl Windows {
     pub fn new(length_ms: i64, periods: &[PeriodRecord]) -> Self {
         let known = periods.iter().map(|period| {
             let open = period.state == PeriodState::Open;
-            (
-                period.id,
-                Known {
-                    end: period.end,
-                    open,
-                },
-            )
+            (period.id, Known { end: period.end, open })
         });
-        Self {
-            length_ms: length_ms.max(1),
-            known: known.collect(),
-        }
+        Self { length_ms: length_ms.max(1), known: known.collect() }
     }
 
     pub fn place(&self, captured_at: EventTime, late: LatePolicy) -> Placement {
@@ -155,11 +146,7 @@ pub struct IdlePolicy {
 /// * Else the smallest watermark among the partitions that are not idle; one without a watermark holds back.
 /// * When all are idle, each stands at the larger of its watermark and (when its end was answered - timeout);
 ///   with [`IdleMode::Hold`] at its watermark.
-pub fn stream_watermark(
-    positions: &[PositionRecord],
-    now: EventTime,
-    idle: IdlePolicy,
-) -> Option<EventTime> {
+pub fn stream_watermark(positions: &[PositionRecord], now: EventTime, idle: IdlePolicy) -> Option<EventTime> {
     if positions.iter().any(|record| record.position.is_none()) {
         return None;
     }

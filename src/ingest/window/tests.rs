@@ -24,10 +24,7 @@ fn period(start: i64, end: i64, state: PeriodState) -> PeriodRecord {
 }
 
 fn bounds(start: i64, end: i64) -> PeriodBounds {
-    PeriodBounds {
-        id: PeriodId(EventTime(start)),
-        end: EventTime(end),
-    }
+    PeriodBounds { id: PeriodId(EventTime(start)), end: EventTime(end) }
 }
 
 fn joined(windows: &Windows, at: i64) -> Placement {
@@ -40,11 +37,7 @@ fn the_first_frame_makes_the_grids_period() {
     let own = Placement::Period(bounds(2 * HOUR, 3 * HOUR));
     assert_eq!(joined(&windows, 2 * HOUR), own);
     assert_eq!(joined(&windows, 3 * HOUR - 1), own);
-    assert_eq!(
-        joined(&windows, -1),
-        Placement::Period(bounds(-HOUR, 0)),
-        "before 1970 too"
-    );
+    assert_eq!(joined(&windows, -1), Placement::Period(bounds(-HOUR, 0)), "before 1970 too");
 }
 
 #[test]
@@ -57,10 +50,7 @@ fn a_late_frame_joins_the_oldest_open_period_or_is_dropped() {
     let windows = Windows::new(10, &periods);
     assert_eq!(joined(&windows, 5), Placement::LateInto(bounds(20, 30)));
     assert_eq!(joined(&windows, -5), Placement::LateInto(bounds(20, 30)));
-    assert_eq!(
-        windows.place(EventTime(5), LatePolicy::Drop),
-        Placement::DroppedLate
-    );
+    assert_eq!(windows.place(EventTime(5), LatePolicy::Drop), Placement::DroppedLate);
     assert_eq!(joined(&windows, 25), Placement::Period(bounds(20, 30)));
     assert_eq!(joined(&windows, 15), Placement::Period(bounds(10, 20)));
 }
@@ -73,11 +63,7 @@ fn a_period_that_never_existed_is_closed_by_a_later_closing() {
 
 #[test]
 fn without_an_open_period_a_late_frame_makes_the_next_one() {
-    for state in [
-        PeriodState::Sealed,
-        PeriodState::Merged,
-        PeriodState::Expired,
-    ] {
+    for state in [PeriodState::Sealed, PeriodState::Merged, PeriodState::Expired] {
         let windows = Windows::new(10, &[period(0, 10, state)]);
         assert_eq!(joined(&windows, 5), Placement::LateInto(bounds(10, 20)));
     }
@@ -102,23 +88,12 @@ fn a_frame_from_the_future_counts_as_now() {
     assert_eq!(stated, Some(EventTime(150)));
 }
 
-const WALL: IdlePolicy = IdlePolicy {
-    mode: IdleMode::WallClock,
-    timeout_ms: 10,
-    report_ttl_ms: 5,
-};
-const HOLD: IdlePolicy = IdlePolicy {
-    mode: IdleMode::Hold,
-    ..WALL
-};
+const WALL: IdlePolicy = IdlePolicy { mode: IdleMode::WallClock, timeout_ms: 10, report_ttl_ms: 5 };
+const HOLD: IdlePolicy = IdlePolicy { mode: IdleMode::Hold, ..WALL };
 
 fn at(position: Option<i64>, watermark: Option<i64>, report: Option<(i64, i64)>) -> PositionRecord {
     PositionRecord {
-        partition: TopicPartition {
-            topic: "t".into(),
-            topic_id: TopicId("g1".into()),
-            partition: 0,
-        },
+        partition: TopicPartition { topic: "t".into(), topic_id: TopicId("g1".into()), partition: 0 },
         position,
         watermark: watermark.map(EventTime),
         caught_up: report.map(|(answered, quiet)| CaughtUp {
@@ -144,67 +119,17 @@ fn the_streams_watermark_follows_its_truth_table() {
     let table: Vec<(&str, Vec<&PositionRecord>, Option<i64>, Option<i64>)> = vec![
         ("no partition", vec![], None, None),
         ("unread holds back", vec![&busy, &unread], None, None),
-        (
-            "unread holds back the idle",
-            vec![&idle, &unread],
-            None,
-            None,
-        ),
-        (
-            "nothing vouched for yet holds back",
-            vec![&busy, &fresh],
-            None,
-            None,
-        ),
-        (
-            "smallest of the busy",
-            vec![&busy, &slow],
-            Some(400),
-            Some(400),
-        ),
+        ("unread holds back the idle", vec![&idle, &unread], None, None),
+        ("nothing vouched for yet holds back", vec![&busy, &fresh], None, None),
+        ("smallest of the busy", vec![&busy, &slow], Some(400), Some(400)),
         ("idle is left out", vec![&busy, &idle], Some(700), Some(700)),
-        (
-            "idle empty is left out",
-            vec![&busy, &idle_empty],
-            Some(700),
-            Some(700),
-        ),
-        (
-            "not quiet long enough holds",
-            vec![&busy, &not_yet_quiet],
-            Some(300),
-            Some(300),
-        ),
-        (
-            "a stale report holds",
-            vec![&busy, &stale],
-            Some(300),
-            Some(300),
-        ),
-        (
-            "a stale report alone holds",
-            vec![&stale],
-            Some(300),
-            Some(300),
-        ),
-        (
-            "all idle: the clock counts",
-            vec![&idle],
-            Some(990),
-            Some(300),
-        ),
-        (
-            "all idle: the smallest answer",
-            vec![&idle, &idle_empty],
-            Some(988),
-            None,
-        ),
-        (
-            "all idle: a larger watermark stays",
-            vec![&idle_ahead],
-            Some(995),
-            Some(995),
-        ),
+        ("idle empty is left out", vec![&busy, &idle_empty], Some(700), Some(700)),
+        ("not quiet long enough holds", vec![&busy, &not_yet_quiet], Some(300), Some(300)),
+        ("a stale report holds", vec![&busy, &stale], Some(300), Some(300)),
+        ("a stale report alone holds", vec![&stale], Some(300), Some(300)),
+        ("all idle: the clock counts", vec![&idle], Some(990), Some(300)),
+        ("all idle: the smallest answer", vec![&idle, &idle_empty], Some(988), None),
+        ("all idle: a larger watermark stays", vec![&idle_ahead], Some(995), Some(995)),
     ];
     for (name, partitions, wall, hold) in table {
         let partitions: Vec<_> = partitions.into_iter().cloned().collect();
@@ -216,25 +141,18 @@ fn the_streams_watermark_follows_its_truth_table() {
 
 fn any_periods() -> impl Strategy<Value = Vec<PeriodRecord>> {
     // Disjoint spans in order, a prefix of them closed.
-    (
-        prop::collection::vec((0i64..30, 1i64..30), 0..8),
-        0usize..9,
-        -50i64..50,
-    )
-        .prop_map(|(spans, closed, first)| {
+    (prop::collection::vec((0i64..30, 1i64..30), 0..8), 0usize..9, -50i64..50).prop_map(
+        |(spans, closed, first)| {
             let mut at = first;
             let mut periods = Vec::new();
             for (index, (gap, length)) in spans.into_iter().enumerate() {
-                let state = if index < closed {
-                    PeriodState::Sealed
-                } else {
-                    PeriodState::Open
-                };
+                let state = if index < closed { PeriodState::Sealed } else { PeriodState::Open };
                 periods.push(period(at + gap, at + gap + length, state));
                 at += gap + length;
             }
             periods
-        })
+        },
+    )
 }
 
 fn any_position() -> impl Strategy<Value = PositionRecord> {
