@@ -77,6 +77,11 @@ impl Progress {
         self.next
     }
 
+    /// Everything before it is durable.
+    pub const fn committed_offset(&self) -> i64 {
+        self.committed
+    }
+
     /// What a flush now covers; `None` if there is nothing to move over.
     pub fn unflushed(&self) -> Option<OffsetRange> {
         (self.next > self.committed).then_some(OffsetRange { start: self.committed, end: self.next })
