@@ -2,6 +2,7 @@
 pub mod failpoint;
 pub mod ingest;
 pub mod metrics;
+pub mod produce;
 pub mod registry;
 pub mod store;
 pub mod types;

@@ -4,18 +4,15 @@
 //! stream that breaks gives no frames. The push decoder is used because it never allocates what a broken
 //! length field claims.
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::{
-    Int64Type, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
-    TimestampSecondType,
-};
-use arrow_array::{Array, ArrayRef, RecordBatch, UInt8Array};
+use arrow_array::{ArrayRef, RecordBatch, UInt8Array};
 use arrow_ipc::reader::StreamDecoder;
-use arrow_schema::{ArrowError, DataType, TimeUnit};
+use arrow_schema::ArrowError;
 use bytes::Bytes;
 
 use super::{CAPTURED_AT, Context, Decoded, FRAME, Fields, LABEL, Reject, RejectReason, STREAM_ID};
-use crate::types::EventTime;
+use crate::ingest::columns::{
+    WrongType, binary_at, column, instant_at, is_binary, is_instant, is_text, text_at,
+};
 
 pub(super) fn decode(context: &Context<'_>, value: &Bytes) -> Result<Decoded, Reject> {
     let batches =
@@ -73,16 +70,13 @@ struct Columns {
 
 impl Columns {
     fn of(batch: &RecordBatch) -> Result<Self, Reject> {
-        let binary = |t: &DataType| matches!(t, DataType::Binary | DataType::LargeBinary);
-        let text = |t: &DataType| matches!(t, DataType::Utf8 | DataType::LargeUtf8);
-        let instant = |t: &DataType| matches!(t, DataType::Int64 | DataType::Timestamp(_, _));
         let frame = column(batch, FRAME, binary)?
             .ok_or_else(|| Reject::record(RejectReason::BadColumn, "the batch has no column frame"))?;
         Ok(Self {
             frame,
-            stream_id: column(batch, STREAM_ID, text)?,
-            captured_at: column(batch, CAPTURED_AT, instant)?,
-            label: column(batch, LABEL, text)?,
+            stream_id: column(batch, STREAM_ID, is_text)?,
+            captured_at: column(batch, CAPTURED_AT, is_instant)?,
+            label: column(batch, LABEL, is_text)?,
         })
     }
 
@@ -156,4 +150,10 @@ fn instant_at(column: &ArrayRef, index: usize) -> Option<EventTime> {
         _ => column.as_primitive::<Int64Type>().value(index),
     };
     Some(EventTime(ms))
+}
+
+impl From<WrongType> for Reject {
+    fn from(error: WrongType) -> Self {
+        Self::record(RejectReason::BadColumn, error.to_string())
+    }
 }
