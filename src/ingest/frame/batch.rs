@@ -70,7 +70,7 @@ struct Columns {
 
 impl Columns {
     fn of(batch: &RecordBatch) -> Result<Self, Reject> {
-        let frame = column(batch, FRAME, binary)?
+        let frame = column(batch, FRAME, is_binary)?
             .ok_or_else(|| Reject::record(RejectReason::BadColumn, "the batch has no column frame"))?;
         Ok(Self {
             frame,
@@ -90,66 +90,6 @@ impl Columns {
             format: None,
         })
     }
-}
-
-fn column(
-    batch: &RecordBatch,
-    name: &str,
-    fits: impl Fn(&DataType) -> bool,
-) -> Result<Option<ArrayRef>, Reject> {
-    let Some(column) = batch.column_by_name(name) else {
-        return Ok(None);
-    };
-    if fits(column.data_type()) {
-        return Ok(Some(column.clone()));
-    }
-    let found = column.data_type();
-    Err(Reject::record(RejectReason::BadColumn, format!("column {name} is of type {found}")))
-}
-
-fn text_at(column: &ArrayRef, index: usize) -> Option<String> {
-    if column.is_null(index) {
-        return None;
-    }
-    let text = match column.data_type() {
-        DataType::LargeUtf8 => column.as_string::<i64>().value(index),
-        _ => column.as_string::<i32>().value(index),
-    };
-    Some(text.to_owned())
-}
-
-/// A null gives no bytes, which the check of the image refuses.
-fn binary_at(column: &ArrayRef, index: usize) -> Bytes {
-    if column.is_null(index) {
-        return Bytes::new();
-    }
-    Bytes::copy_from_slice(match column.data_type() {
-        DataType::LargeBinary => column.as_binary::<i64>().value(index),
-        _ => column.as_binary::<i32>().value(index),
-    })
-}
-
-/// Milliseconds, rounded down where the column is finer.
-fn instant_at(column: &ArrayRef, index: usize) -> Option<EventTime> {
-    if column.is_null(index) {
-        return None;
-    }
-    let ms = match column.data_type() {
-        DataType::Timestamp(TimeUnit::Second, _) => {
-            column.as_primitive::<TimestampSecondType>().value(index).saturating_mul(1000)
-        }
-        DataType::Timestamp(TimeUnit::Millisecond, _) => {
-            column.as_primitive::<TimestampMillisecondType>().value(index)
-        }
-        DataType::Timestamp(TimeUnit::Microsecond, _) => {
-            column.as_primitive::<TimestampMicrosecondType>().value(index).div_euclid(1000)
-        }
-        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
-            column.as_primitive::<TimestampNanosecondType>().value(index).div_euclid(1_000_000)
-        }
-        _ => column.as_primitive::<Int64Type>().value(index),
-    };
-    Some(EventTime(ms))
 }
 
 impl From<WrongType> for Reject {
