@@ -20,6 +20,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::client_log::ClientLog;
 use super::frame::{CAPTURED_AT, CONTENT_TYPE, LABEL, Record, Reject, STREAM_ID, Value};
 use crate::types::TopicPartition;
 
@@ -83,7 +84,7 @@ fn cut(text: &str) -> &str {
 
 /// The producer of dead letters.
 pub struct DeadLetters {
-    producer: FutureProducer,
+    producer: FutureProducer<ClientLog>,
     topic: String,
 }
 
@@ -96,7 +97,7 @@ impl DeadLetters {
             config.set(key, value);
         }
         config.set("enable.idempotence", "true");
-        Ok(Self { producer: config.create()?, topic: topic.to_owned() })
+        Ok(Self { producer: config.create_with_context(ClientLog)?, topic: topic.to_owned() })
     }
 
     /// Sends them all and waits until each is acknowledged.

@@ -71,13 +71,13 @@ async fn bad_input_is_dead_lettered_with_reason_and_place_and_the_next_frame_arr
         if large_only {
             eventually("the large record is passed", async || rig.position(topic, partition).await == 1)
                 .await;
+            // When this broker drops all that it had, it counts the record that comes as dropped, too.
+            rig.send(topic, partition, Sent::punctuation(now())).await;
         }
         rig.send(topic, partition, Sent::frame(1, now())).await;
         frames += 1;
     }
-    eventually("every good frame is stored", async || {
-        eprintln!("{:?} {:?} {:?} of {frames} {:?}", rig.stored().await, rig.position("left",0).await, (rig.position("left",1).await, rig.position("right",0).await), run.status.trouble());
-        rig.stored().await.len() == frames}).await;
+    eventually("every good frame is stored", async || rig.stored().await.len() == frames).await;
     run.stop().await;
     let mut letters = rig.dead_letters(expected.len());
     letters.sort();

@@ -22,6 +22,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::frames::{Image, content_type_of};
 use super::{Pacing, Planned, ProduceError, ProduceSettings};
+use crate::ingest::client_log::ClientLog;
 use crate::ingest::frame::{
     ARROW_STREAM, CAPTURED_AT, CONTENT_TYPE, FRAME, LABEL, STREAM_ID, WATERMARK_JSON, punctuation_value,
 };
@@ -29,11 +30,9 @@ use crate::types::{EventTime, Sha256};
 
 /// Records on the wire at a time: enough to hide the broker's answer, few enough to be small in memory.
 const MAX_IN_FLIGHT: usize = 256;
-/// How often the consumer's position is asked for while the producer waits for it.
-const PACING_POLL: Duration = Duration::from_millis(20);
+/// How often the consumer's position, or room in the client's queue, is asked for while there is none.
+const POLL: Duration = Duration::from_millis(20);
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a record waits for room in the client's own queue.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What was acknowledged.
 struct Acknowledged {
@@ -53,7 +52,7 @@ struct Lane {
 }
 
 pub struct Sender {
-    producer: FutureProducer,
+    producer: FutureProducer<ClientLog>,
     topic: String,
     rows_per_record: usize,
     pacing: Option<Pacing>,
@@ -69,7 +68,7 @@ impl Sender {
             config.set(key, value);
         }
         config.set("enable.idempotence", "true");
-        let producer: FutureProducer = config.create()?;
+        let producer: FutureProducer<ClientLog> = config.create_with_context(ClientLog)?;
         let (client, topic) = (producer.clone(), settings.topic.clone());
         let asked = tokio::task::spawn_blocking(move || partitions(&client, &topic)).await;
         let partitions = asked.unwrap_or(Err(KafkaError::Canceled))?;
@@ -164,7 +163,7 @@ impl Sender {
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                     record = back;
                     if self.in_flight.is_empty() {
-                        tokio::time::sleep(QUEUE_TIMEOUT.min(PACING_POLL)).await;
+                        tokio::time::sleep(POLL).await;
                     } else {
                         self.acknowledge().await?;
                     }
@@ -212,13 +211,13 @@ impl Sender {
                 lane.ahead_bytes -= bytes;
             }
             if lane.ahead_bytes == before {
-                tokio::time::sleep(PACING_POLL).await;
+                tokio::time::sleep(POLL).await;
             }
         }
     }
 }
 
-fn partitions(producer: &FutureProducer, topic: &str) -> Result<usize, KafkaError> {
+fn partitions(producer: &FutureProducer<ClientLog>, topic: &str) -> Result<usize, KafkaError> {
     let metadata = producer.client().fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
     let found = metadata.topics().iter().find(|t| t.name() == topic);
     match found.map(|t| (t.error(), t.partitions().len())) {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -26,6 +26,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{Place, Received, SourceCommand, SourceEvent};
 use crate::failpoint;
+use crate::ingest::client_log::{self, ClientLog};
 use crate::ingest::frame::{Record, Value};
 use crate::ingest::position::Bounds;
 use crate::types::EventTime;
@@ -149,7 +150,15 @@ struct GroupContext {
     closing: AtomicBool,
 }
 
-impl ClientContext for GroupContext {}
+impl ClientContext for GroupContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client_log::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        client_log::log_error(&error, reason);
+    }
+}
 
 impl ConsumerContext for GroupContext {
     fn rebalance(
@@ -479,12 +488,12 @@ fn detach(message: &BorrowedMessage<'_>, max_record_bytes: usize) -> Record {
 /// Asks the broker questions, beside the consumer so that no answer waits for records.
 #[derive(Clone)]
 pub struct KafkaProbe {
-    client: Arc<BaseConsumer>,
+    client: Arc<BaseConsumer<ClientLog>>,
 }
 
 impl KafkaProbe {
     pub fn new(options: &KafkaOptions) -> KafkaResult<Self> {
-        Ok(Self { client: Arc::new(options.client().create()?) })
+        Ok(Self { client: Arc::new(options.client().create_with_context(ClientLog)?) })
     }
 
     /// The earliest offset and the last stable one.
@@ -516,7 +525,7 @@ impl KafkaProbe {
 
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&BaseConsumer) -> KafkaResult<T> + Send + 'static,
+        question: impl FnOnce(&BaseConsumer<ClientLog>) -> KafkaResult<T> + Send + 'static,
     ) -> KafkaResult<T> {
         let client = self.client.clone();
         tokio::task::spawn_blocking(move || question(&client)).await.unwrap_or(Err(KafkaError::Canceled))

@@ -129,7 +129,11 @@ impl Rig {
     }
 
     fn properties(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([("bootstrap.servers".into(), self.cluster.bootstrap_servers())])
+        BTreeMap::from([
+            ("bootstrap.servers".into(), self.cluster.bootstrap_servers()),
+            // This broker lets a rebalance last as long as a session, less a second.
+            ("session.timeout.ms".into(), "4000".into()),
+        ])
     }
 
     fn settings(&self) -> IngestSettings {
