@@ -1,25 +1,79 @@
 //! What the brokers hold, asked again and again beside the loop.
 //!
-//! Owns one task that lists the topics' partitions and asks where the partitions of this process end. Invariant:
+//! Owns a client of its own, so that no answer waits for records, and one task that lists the topics' partitions and asks where the partitions of this process end. Invariant:
 //! each end carries the time from *before* its question, so nothing that came later is vouched for. The channel
 //! holds one report: a loop that is busy gets the next one later, never an old one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::Clock;
+use super::client_log::ClientLog;
 use super::position::Bounds;
 use super::source::Place;
-use super::source::kafka::KafkaProbe;
+use super::source::kafka::KafkaOptions;
 use crate::types::EventTime;
 
 /// Questions under way at a time: each holds one blocking thread for a round trip.
 const CONCURRENT_QUESTIONS: usize = 8;
+/// How long one may take.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Asks the brokers one question at a time.
+#[derive(Clone)]
+pub struct KafkaProbe {
+    client: Arc<BaseConsumer<ClientLog>>,
+}
+
+impl KafkaProbe {
+    pub fn new(options: &KafkaOptions) -> KafkaResult<Self> {
+        Ok(Self { client: Arc::new(options.client().create_with_context(ClientLog)?) })
+    }
+
+    /// The earliest offset and the last stable one.
+    pub async fn bounds(&self, place: &Place) -> KafkaResult<Bounds> {
+        let place = place.clone();
+        self.ask(move |client| {
+            let (earliest, end) = client.fetch_watermarks(&place.topic, place.partition, QUESTION_TIMEOUT)?;
+            Ok(Bounds { earliest, end })
+        })
+        .await
+    }
+
+    /// The numbers of a topic's partitions.
+    pub async fn partitions(&self, topic: &str) -> KafkaResult<BTreeSet<i32>> {
+        let topic = topic.to_owned();
+        self.ask(move |client| {
+            let metadata = client.fetch_metadata(Some(&topic), QUESTION_TIMEOUT)?;
+            let found = metadata.topics().iter().find(|t| t.name() == topic);
+            match found.map(|t| (t.error(), t.partitions())) {
+                Some((None, partitions)) if !partitions.is_empty() => {
+                    Ok(partitions.iter().map(|p| p.id()).collect())
+                }
+                Some((Some(error), _)) => Err(KafkaError::MetadataFetch(error.into())),
+                _ => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition)),
+            }
+        })
+        .await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&BaseConsumer<ClientLog>) -> KafkaResult<T> + Send + 'static,
+    ) -> KafkaResult<T> {
+        let client = self.client.clone();
+        tokio::task::spawn_blocking(move || question(&client)).await.unwrap_or(Err(KafkaError::Canceled))
+    }
+}
 
 /// What one round of questions brought.
 #[derive(Debug, Default)]

@@ -236,6 +236,11 @@ mod tests {
     }
 
     #[test]
+    fn zz_dump() {
+        std::fs::write("/tmp/seg.parquet", written(&frames(200))).unwrap();
+    }
+
+    #[test]
     fn equal_frames_give_equal_bytes() {
         assert_eq!(written(&frames(100)), written(&frames(100)));
         assert_ne!(written(&frames(100)), written(&frames(99)));

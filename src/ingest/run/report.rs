@@ -89,7 +89,9 @@ impl Ingest {
     }
 
     async fn advance_watermark(&mut self) -> Result<(), IngestError> {
-        let positions = persist(&self.status, Part::Registry, || self.registry.positions()).await?;
+        let mut positions = persist(&self.status, Part::Registry, || self.registry.positions()).await?;
+        // A topic that is not consumed any more holds nothing back.
+        positions.retain(|p| self.topics.get(&p.partition.topic) == Some(&p.partition.topic_id));
         let reached = stream_watermark(&positions, (self.clock)(), self.settings.idle);
         if let Some(reached) = reached
             && self.watermark < Some(reached)

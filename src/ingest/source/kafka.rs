@@ -1,6 +1,6 @@
-//! The Kafka client: one consumer on one blocking thread, and a second client that asks questions.
+//! The Kafka consumer, on one blocking thread.
 //!
-//! Owns every call into the client library. Rebalances are answered late on purpose: the library's callback
+//! Owns every call into its client library. Rebalances are answered late on purpose: the library's callback
 //! only notes them, the loop then looks positions up and flushes while the thread goes on polling, so neither a
 //! slow registry nor a slow store costs the membership. Assignment is cooperative: a rebalance disturbs only the
 //! partitions that move.
@@ -26,9 +26,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{Place, Received, SourceCommand, SourceEvent};
 use crate::failpoint;
-use crate::ingest::client_log::{self, ClientLog};
+use crate::ingest::client_log;
 use crate::ingest::frame::{Record, Value};
-use crate::ingest::position::Bounds;
 use crate::types::EventTime;
 
 /// How long one poll may wait, and so how late a command may be obeyed.
@@ -41,8 +40,6 @@ const STALL: Duration = Duration::from_millis(500);
 const EVENTS: usize = 1024;
 /// Commands that may wait for the thread: some per partition and flush, taken every [`POLL`].
 const COMMANDS: usize = 1024;
-/// How long a question to the broker may take.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the client is to consume, and within which bounds.
 #[derive(Debug, Clone)]
@@ -63,7 +60,8 @@ pub struct KafkaOptions {
 }
 
 impl KafkaOptions {
-    fn client(&self) -> ClientConfig {
+    /// For a client that joins no group.
+    pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("queued.max.messages.kbytes", "16384");
         for (key, value) in &self.properties {
@@ -482,52 +480,5 @@ fn detach(message: &BorrowedMessage<'_>, max_record_bytes: usize) -> Record {
         timestamp: message.timestamp().to_millis().map(EventTime),
         headers: headers.unwrap_or_default(),
         value,
-    }
-}
-
-/// Asks the broker questions, beside the consumer so that no answer waits for records.
-#[derive(Clone)]
-pub struct KafkaProbe {
-    client: Arc<BaseConsumer<ClientLog>>,
-}
-
-impl KafkaProbe {
-    pub fn new(options: &KafkaOptions) -> KafkaResult<Self> {
-        Ok(Self { client: Arc::new(options.client().create_with_context(ClientLog)?) })
-    }
-
-    /// The earliest offset and the last stable one.
-    pub async fn bounds(&self, place: &Place) -> KafkaResult<Bounds> {
-        let place = place.clone();
-        self.ask(move |client| {
-            let (earliest, end) = client.fetch_watermarks(&place.topic, place.partition, QUESTION_TIMEOUT)?;
-            Ok(Bounds { earliest, end })
-        })
-        .await
-    }
-
-    /// The numbers of a topic's partitions.
-    pub async fn partitions(&self, topic: &str) -> KafkaResult<BTreeSet<i32>> {
-        let topic = topic.to_owned();
-        self.ask(move |client| {
-            let metadata = client.fetch_metadata(Some(&topic), QUESTION_TIMEOUT)?;
-            let found = metadata.topics().iter().find(|t| t.name() == topic);
-            match found.map(|t| (t.error(), t.partitions())) {
-                Some((None, partitions)) if !partitions.is_empty() => {
-                    Ok(partitions.iter().map(|p| p.id()).collect())
-                }
-                Some((Some(error), _)) => Err(KafkaError::MetadataFetch(error.into())),
-                _ => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition)),
-            }
-        })
-        .await
-    }
-
-    async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&BaseConsumer<ClientLog>) -> KafkaResult<T> + Send + 'static,
-    ) -> KafkaResult<T> {
-        let client = self.client.clone();
-        tokio::task::spawn_blocking(move || question(&client)).await.unwrap_or(Err(KafkaError::Canceled))
     }
 }

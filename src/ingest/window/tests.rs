@@ -115,8 +115,9 @@ fn the_streams_watermark_follows_its_truth_table() {
     let not_yet_quiet = at(Some(5), Some(300), Some((1000, 991)));
     let stale = at(Some(5), Some(300), Some((994, 900)));
     let now = EventTime(1000);
-    // (name, partitions, watermark by the wall clock, watermark with hold)
-    let table: Vec<(&str, Vec<&PositionRecord>, Option<i64>, Option<i64>)> = vec![
+    /// Name, partitions, watermark by the wall clock, watermark with hold.
+    type Row<'a> = (&'a str, Vec<&'a PositionRecord>, Option<i64>, Option<i64>);
+    let table: Vec<Row<'_>> = vec![
         ("no partition", vec![], None, None),
         ("unread holds back", vec![&busy, &unread], None, None),
         ("unread holds back the idle", vec![&idle, &unread], None, None),
