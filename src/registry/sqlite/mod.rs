@@ -345,4 +345,6 @@ impl Registry for SqliteRegistry {
 }
 
 #[cfg(test)]
+mod kill_tests;
+#[cfg(test)]
 mod tests;

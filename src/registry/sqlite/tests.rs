@@ -11,7 +11,7 @@ async fn in_memory() -> ((), SqliteRegistry) {
 
 registry_suite!(in_memory);
 
-async fn in_file(directory: &Path, pipeline: &str) -> SqliteRegistry {
+pub(super) async fn in_file(directory: &Path, pipeline: &str) -> SqliteRegistry {
     let url = format!("sqlite://{}", directory.join("new/registry.db").display());
     let registry = SqliteRegistry::open(&url, pipeline).await.unwrap();
     registry.migrate().await.unwrap();

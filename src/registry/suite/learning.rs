@@ -140,7 +140,7 @@ pub async fn publishing_shows_the_version_and_moves_latest(registry: &dyn Regist
             attempt: 1,
             parent: None,
             visible: true,
-            files: vec![file("b"), file("a")],
+            files: publication.files,
             manifest: Some(publication.manifest),
             published_at: Some(NOW),
         }
