@@ -21,6 +21,8 @@ pub struct Program {
     pub executable: PathBuf,
     /// What comes before the name of the job file.
     pub arguments: Vec<OsString>,
+    /// Where its log is appended; `None`: where ours goes.
+    pub log: Option<PathBuf>,
 }
 
 /// A started training process. Dropping it kills the process.
@@ -46,11 +48,16 @@ pub enum ChildEvent {
 impl TrainingProcess {
     /// Starts the program on one job file.
     pub fn start(program: &Program, job_path: &str) -> std::io::Result<Self> {
+        let log = match &program.log {
+            Some(path) => std::fs::OpenOptions::new().create(true).append(true).open(path)?.into(),
+            None => Stdio::inherit(),
+        };
         let mut child = Command::new(&program.executable)
             .args(&program.arguments)
             .arg(job_path)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(log)
             // A Ctrl-C on the terminal is ours to answer: the child must not get it as well.
             .process_group(0)
             .kill_on_drop(true)
@@ -110,7 +117,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Program {
-        Program { executable: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] }
+        Program { executable: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()], log: None }
     }
 
     #[tokio::test]

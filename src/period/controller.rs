@@ -306,7 +306,8 @@ impl Session<'_> {
             Step::Wait(_) => {}
             Step::Seal => self.seal(record, observed.watermark).await?,
             Step::BeginAttempt => {
-                registry.begin_attempt(&self.lease, record.id, crate::VERSION).await?;
+                let lineage = job::lineage(registry.as_ref(), &self.controller.settings.job).await?;
+                registry.begin_attempt(&self.lease, record.id, crate::VERSION, lineage).await?;
             }
             Step::StartChild => self.start_child(record, observed.attempt).await?,
             Step::MarkEvaluating => registry.set_evaluating(&self.lease, record.id).await?,
