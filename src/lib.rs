@@ -1,6 +1,5 @@
 //! palimpsest keeps an image embedding up to date with a stream without forgetting.
-pub mod failpoint;
-pub mod metrics;
-pub mod registry;
-pub mod store;
+pub mod eval;
+pub mod model;
+pub mod train;
 pub mod types;

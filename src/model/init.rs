@@ -34,9 +34,13 @@ impl ParameterKind {
 pub enum Init {
     Constant(f64),
     /// Mean 0. timm truncates at +-2, a hundred of its standard deviations: the same distribution.
-    Normal { deviation: f64 },
+    Normal {
+        deviation: f64,
+    },
     /// Between -bound and +bound.
-    Uniform { bound: f64 },
+    Uniform {
+        bound: f64,
+    },
 }
 
 impl Init {
@@ -140,7 +144,10 @@ mod tests {
         // The first outputs for state 1234567 that the generator's published reference program prints.
         let stream = Stream { key: 1_234_567 };
         let outputs: Vec<u64> = (0..3).map(|i| stream.bits(i)).collect();
-        assert_eq!(outputs, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+        assert_eq!(
+            outputs,
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
+        );
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl BatchNorm {
         };
         match mode {
             Mode::Eval => {
-                let running = Moments { mean: self.running_mean.tensor(), variance: self.running_var.tensor() };
+                let running =
+                    Moments { mean: self.running_mean.tensor(), variance: self.running_var.tensor() };
                 Ok(ops::batch_norm_eval(input, &running)?)
             }
             Mode::Train => {
@@ -127,7 +128,12 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    pub(super) fn new(weights: &Weights, name: &str, inputs: usize, outputs: usize) -> Result<Self, ModelError> {
+    pub(super) fn new(
+        weights: &Weights,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self, ModelError> {
         let without = Linear::without_bias(weights, name, inputs, outputs)?;
         let bias = weights.get_shaped(&format!("{name}.bias"), &[outputs])?;
         Ok(Linear { bias: Some(bias), ..without })

@@ -12,6 +12,7 @@ mod heads;
 mod init;
 mod layers;
 pub mod ops;
+pub mod preprocess;
 mod resnet;
 mod vit;
 mod weights;
@@ -42,7 +43,8 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    pub const ALL: [Architecture; 3] = [Architecture::VitTiny, Architecture::Resnet18, Architecture::ResnetSmall];
+    pub const ALL: [Architecture; 3] =
+        [Architecture::VitTiny, Architecture::Resnet18, Architecture::ResnetSmall];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -113,7 +115,9 @@ impl EncoderSpec {
             Architecture::VitTiny | Architecture::ResnetSmall => 8,
         };
         if !(smallest..=MAX_IMAGE_SIZE).contains(&image_size) {
-            let reason = format!("image size {image_size} px for {architecture} must lie in {smallest}..={MAX_IMAGE_SIZE}");
+            let reason = format!(
+                "image size {image_size} px for {architecture} must lie in {smallest}..={MAX_IMAGE_SIZE}"
+            );
             return Err(ModelError::InvalidSpec { reason });
         }
         let has_patches = architecture == Architecture::VitTiny;

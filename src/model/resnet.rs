@@ -163,7 +163,12 @@ impl Block {
             false => None,
             true => Some((
                 Conv::new(weights, &format!("{name}.downsample.0"), first, plan.downsample())?,
-                BatchNorm::new(weights, &format!("{name}.downsample.1"), *channels_out, Activation::Identity)?,
+                BatchNorm::new(
+                    weights,
+                    &format!("{name}.downsample.1"),
+                    *channels_out,
+                    Activation::Identity,
+                )?,
             )),
         };
         Ok(Block {

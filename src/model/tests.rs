@@ -208,11 +208,13 @@ mod gradients {
     fn every_parameter_of_projector_and_predictor() {
         let spec = HeadSpec { input_dim: 5, hidden_dim: 7, output_dim: 4 };
         let x = random((6, 5), 1);
-        let weights = Weights::initialise(&Projector::parameters(&spec), SEED, &Device::Cpu).unwrap().to_f64();
+        let weights =
+            Weights::initialise(&Projector::parameters(&spec), SEED, &Device::Cpu).unwrap().to_f64();
         let projector = Projector::build(&spec, &weights).unwrap();
         assert_every_parameter(&weights, || projector.forward(&x, Mode::Train).unwrap(), &[]);
 
-        let weights = Weights::initialise(&Predictor::parameters(&spec), SEED, &Device::Cpu).unwrap().to_f64();
+        let weights =
+            Weights::initialise(&Predictor::parameters(&spec), SEED, &Device::Cpu).unwrap().to_f64();
         let predictor = Predictor::build(&spec, &weights).unwrap();
         // The normalisation takes away what the first bias adds: its gradient is zero by mathematics.
         assert_every_parameter(&weights, || predictor.forward(&x, Mode::Train).unwrap(), &["0.bias"]);
@@ -231,7 +233,10 @@ fn training_pass(spec: &EncoderSpec, batch: usize, threads: usize) -> Vec<(Strin
         for (name, var) in weights.trainable() {
             all.push((name, bits(grads.get(&var).unwrap())));
         }
-        all.push(("statistics".to_owned(), weights.to_safetensors().unwrap().into_iter().map(u32::from).collect()));
+        all.push((
+            "statistics".to_owned(),
+            weights.to_safetensors().unwrap().into_iter().map(u32::from).collect(),
+        ));
         all
     })
 }
@@ -301,7 +306,10 @@ fn evaluation_leaves_the_running_statistics_alone_and_training_moves_them() {
 fn running_statistics_follow_torchs_rule() {
     let spec = HeadSpec { input_dim: 1, hidden_dim: 1, output_dim: 1 };
     let weights = Weights::initialise(&Projector::parameters(&spec), SEED, &Device::Cpu).unwrap();
-    Var::from_tensor(&weights.get("0.weight").unwrap()).unwrap().set(&Tensor::new(&[[1f32]], &Device::Cpu).unwrap()).unwrap();
+    Var::from_tensor(&weights.get("0.weight").unwrap())
+        .unwrap()
+        .set(&Tensor::new(&[[1f32]], &Device::Cpu).unwrap())
+        .unwrap();
     let x = Tensor::new(&[[1f32], [2.0], [6.0]], &Device::Cpu).unwrap();
     Projector::build(&spec, &weights).unwrap().forward(&x, Mode::Train).unwrap();
     let value = |name: &str| weights.get(name).unwrap().to_vec1::<f32>().unwrap()[0];

@@ -126,7 +126,8 @@ impl Block {
     fn new(weights: &Weights, name: &str, plan: &Plan) -> Result<Self, ModelError> {
         let width = plan.width;
         let hidden = MLP_RATIO * width;
-        let linear = |part: &str, inputs, outputs| Linear::new(weights, &format!("{name}.{part}"), inputs, outputs);
+        let linear =
+            |part: &str, inputs, outputs| Linear::new(weights, &format!("{name}.{part}"), inputs, outputs);
         let norm = |part: &str| LayerNorm::new(weights, &format!("{name}.{part}"), width, LAYER_NORM_EPS);
         Ok(Block {
             norm1: norm("norm1")?,

@@ -71,7 +71,9 @@ impl Buffer {
     pub(super) fn set(&self, value: &Tensor) -> Result<(), ModelError> {
         match &self.slot {
             Slot::Buffer(var) => Ok(var.set(value)?),
-            Slot::Trainable(_) | Slot::Frozen(_) => Err(ModelError::FrozenStatistics { name: self.name.clone() }),
+            Slot::Trainable(_) | Slot::Frozen(_) => {
+                Err(ModelError::FrozenStatistics { name: self.name.clone() })
+            }
         }
     }
 }
@@ -89,7 +91,8 @@ impl Weights {
         let mut slots = BTreeMap::new();
         for spec in specs {
             let values = spec.init.values(seed, &spec.name, spec.element_count());
-            let tensor = Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?.to_dtype(spec.kind.dtype())?;
+            let tensor =
+                Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?.to_dtype(spec.kind.dtype())?;
             let slot = Slot::new(spec.kind, Trainability::Trainable, &tensor.to_device(device)?)?;
             slots.insert(spec.name.clone(), slot);
         }
@@ -109,11 +112,14 @@ impl Weights {
         let file = SafeTensors::deserialize(bytes)?;
         let mut slots = BTreeMap::new();
         for spec in specs {
-            let view = file.tensor(&spec.name).map_err(|_| ModelError::MissingTensor { name: spec.name.clone() })?;
+            let view =
+                file.tensor(&spec.name).map_err(|_| ModelError::MissingTensor { name: spec.name.clone() })?;
             let tensor = read_tensor(spec, &view)?.to_device(device)?;
             slots.insert(spec.name.clone(), Slot::new(spec.kind, trainability, &tensor)?);
         }
-        let unknown = |name: &&&str| !slots.contains_key(**name) && !CLASSIFIER_HEADS.iter().any(|h| name.starts_with(h));
+        let unknown = |name: &&&str| {
+            !slots.contains_key(**name) && !CLASSIFIER_HEADS.iter().any(|h| name.starts_with(h))
+        };
         let names = file.names();
         if let Some(name) = names.iter().filter(unknown).min() {
             return Err(ModelError::UnknownTensor { name: (*name).to_owned() });
@@ -186,7 +192,9 @@ impl Weights {
     #[cfg(test)]
     pub(super) fn to_f64(&self) -> Self {
         let widen = |slot: &Slot| match slot {
-            Slot::Trainable(var) => Slot::Trainable(Var::from_tensor(&var.to_dtype(DType::F64).unwrap()).unwrap()),
+            Slot::Trainable(var) => {
+                Slot::Trainable(Var::from_tensor(&var.to_dtype(DType::F64).unwrap()).unwrap())
+            }
             Slot::Buffer(var) if var.dtype() == DType::F32 => {
                 Slot::Buffer(Var::from_tensor(&var.to_dtype(DType::F64).unwrap()).unwrap())
             }
@@ -232,7 +240,9 @@ impl HostTensor {
         let (dtype, data) = match tensor.dtype() {
             DType::I64 => (Dtype::I64, little_endian(flat.to_vec1::<i64>()?, i64::to_le_bytes)),
             DType::F32 => (Dtype::F32, little_endian(flat.to_vec1::<f32>()?, f32::to_le_bytes)),
-            other => return Err(candle_core::Error::UnsupportedDTypeForOp(other, "to-safetensors").bt().into()),
+            other => {
+                return Err(candle_core::Error::UnsupportedDTypeForOp(other, "to-safetensors").bt().into());
+            }
         };
         Ok(HostTensor { dtype, shape: tensor.dims().to_vec(), data })
     }
@@ -344,7 +354,11 @@ mod tests {
         for (_, var) in student.trainable() {
             var.set(&var.ones_like().unwrap()).unwrap();
         }
-        student.buffer("bn.running_mean").unwrap().set(&Tensor::new(&[5f32, 5.0], &Device::Cpu).unwrap()).unwrap();
+        student
+            .buffer("bn.running_mean")
+            .unwrap()
+            .set(&Tensor::new(&[5f32, 5.0], &Device::Cpu).unwrap())
+            .unwrap();
         assert_eq!(teacher.to_safetensors().unwrap(), before);
         assert!(teacher.trainable().is_empty());
         assert!(teacher.iter().all(|(_, tensor)| !tensor.is_variable()));

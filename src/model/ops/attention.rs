@@ -106,7 +106,10 @@ impl Geometry {
     fn backward<T: Real>(&self, qkv: &[T], grad: &[T]) -> Vec<T> {
         let image_out = self.tokens * self.width;
         let mut dqkv = vec![T::ZERO; qkv.len()];
-        let images = dqkv.par_chunks_mut(3 * image_out).zip(qkv.par_chunks(3 * image_out)).zip(grad.par_chunks(image_out));
+        let images = dqkv
+            .par_chunks_mut(3 * image_out)
+            .zip(qkv.par_chunks(3 * image_out))
+            .zip(grad.par_chunks(image_out));
         images.for_each_init(Scratch::default, |scratch, ((dqkv, qkv), grad)| {
             for head in 0..self.heads {
                 self.backward_head(qkv, grad, self.offsets(head), scratch, dqkv);
@@ -116,7 +119,14 @@ impl Geometry {
     }
 
     /// dV = P^T dO;  dP = dO V^T;  dS = P (dP - sum(dP P));  dQ = dS K * scale;  dK = dS^T Q * scale.
-    fn backward_head<T: Real>(&self, qkv: &[T], grad: &[T], at: Offsets, scratch: &mut Scratch<T>, dqkv: &mut [T]) {
+    fn backward_head<T: Real>(
+        &self,
+        qkv: &[T],
+        grad: &[T],
+        at: Offsets,
+        scratch: &mut Scratch<T>,
+        dqkv: &mut [T],
+    ) {
         let (packed, square) = (self.packed(), self.square());
         let Scratch { probabilities, scores } = scratch;
         self.probabilities(qkv, at, probabilities);

@@ -11,7 +11,9 @@ use rayon::prelude::*;
 
 use super::add_relu::relu_reference;
 use super::has_kernel;
-use super::kernel::{Real, View, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real};
+use super::kernel::{
+    Real, View, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
+};
 
 /// What follows the normalisation. ReLU's gradient at 0 is 0, as in torch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +45,8 @@ pub fn batch_norm_train(input: BatchNormInput<'_>) -> Result<(Tensor, Moments)> 
         return reference_train(input);
     }
     let moments = Arc::new(OnceLock::new());
-    let op = BatchNorm { eps: input.eps, activation: input.activation, source: Source::Batch(moments.clone()) };
+    let op =
+        BatchNorm { eps: input.eps, activation: input.activation, source: Source::Batch(moments.clone()) };
     let y = input.apply(op)?;
     let Some(moments) = moments.get() else { bail!("batch-norm: forward pass left no moments") };
     let tensor = |data: &[f64]| Tensor::new(data, y.device())?.to_dtype(y.dtype());
@@ -129,12 +132,18 @@ impl BatchNorm {
     fn channels<T: Real>(&self, gamma: &[T], beta: &[T]) -> Result<Vec<Channel<T>>> {
         let HostMoments { mean, variance } = self.moments()?;
         if mean.len() != gamma.len() || variance.len() != gamma.len() {
-            bail!("batch-norm: {} means and {} variances for {} channels", mean.len(), variance.len(), gamma.len());
+            bail!(
+                "batch-norm: {} means and {} variances for {} channels",
+                mean.len(),
+                variance.len(),
+                gamma.len()
+            );
         }
-        let channels = mean.iter().zip(variance).zip(gamma).zip(beta).map(|(((mean, variance), &gamma), &beta)| {
-            let inverse_deviation = T::narrow(1.0 / (variance + self.eps).sqrt());
-            Channel { mean: T::narrow(*mean), inverse_deviation, gamma, beta }
-        });
+        let channels =
+            mean.iter().zip(variance).zip(gamma).zip(beta).map(|(((mean, variance), &gamma), &beta)| {
+                let inverse_deviation = T::narrow(1.0 / (variance + self.eps).sqrt());
+                Channel { mean: T::narrow(*mean), inverse_deviation, gamma, beta }
+            });
         Ok(channels.collect())
     }
 
@@ -356,7 +365,8 @@ mod tests {
     fn relu_lets_a_nan_through() {
         let x = Tensor::new(&[[f32::NAN], [1.0]], &candle_core::Device::Cpu).unwrap();
         let one = Tensor::new(&[1f32], &candle_core::Device::Cpu).unwrap();
-        let input = BatchNormInput { x: &x, gamma: &one, beta: &one, eps: 1e-5, activation: Activation::Relu };
+        let input =
+            BatchNormInput { x: &x, gamma: &one, beta: &one, eps: 1e-5, activation: Activation::Relu };
         let (y, _) = batch_norm_train(input).unwrap();
         assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0].is_nan());
     }

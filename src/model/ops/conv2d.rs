@@ -48,7 +48,13 @@ impl CustomOp2 for Conv2d {
         "conv2d"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let geometry = Geometry::of(l1, l2, self.window)?;
         let storage = with_real!(s1.dtype(), "conv2d", T => {
             Ok(T::to_cpu_storage_owned(geometry.forward::<T>(slice(s1, l1)?, slice(s2, l2)?)))
@@ -57,7 +63,13 @@ impl CustomOp2 for Conv2d {
         Ok((storage, Shape::from((batch, out_height, out_width, out_channels))))
     }
 
-    fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let geometry = Geometry::of(x.layout(), weight.layout(), self.window)?;
         with_real!(x.dtype(), "conv2d", T => {
@@ -164,7 +176,13 @@ impl Geometry {
                 let grad = &grad[rows.start * out..rows.end * out];
                 let grad = Matrix::new(grad, MatrixShape::row_major(rows.len(), out));
                 tile.resize(rows.len() * patch, T::ZERO);
-                grad.multiply_into(weight, 1.0, tile, MatrixShape::row_major(rows.len(), patch), Write::Replace);
+                grad.multiply_into(
+                    weight,
+                    1.0,
+                    tile,
+                    MatrixShape::row_major(rows.len(), patch),
+                    Write::Replace,
+                );
                 self.scatter_add(tile, rows, index * images * image_len, dx);
             }
         });
@@ -194,7 +212,10 @@ impl Geometry {
         let Window { kernel, stride, padding } = self.window;
         let row_len = kernel * self.channels;
         for (index, position) in positions.enumerate() {
-            let (image, within) = (position / (self.out_height * self.out_width), position % (self.out_height * self.out_width));
+            let (image, within) = (
+                position / (self.out_height * self.out_width),
+                position % (self.out_height * self.out_width),
+            );
             // The patch's corner, shifted by the padding so as not to be negative.
             let (top, left) = (within / self.out_width * stride, within % self.out_width * stride);
             let columns = left.max(padding)..(left + kernel).min(self.width + padding);
@@ -209,7 +230,8 @@ impl Geometry {
                     continue;
                 }
                 let tile = index * self.patch_len() + kernel_row * row_len + skipped;
-                let source = ((image * self.height + y - padding) * self.width + columns.start - padding) * self.channels;
+                let source = ((image * self.height + y - padding) * self.width + columns.start - padding)
+                    * self.channels;
                 each(PatchRow { tile: tile..tile + len, image: source..source + len });
             }
         }
@@ -273,6 +295,13 @@ mod tests {
     #[test]
     fn a_weight_for_other_channels_is_refused() {
         assert!(conv2d(&random((1, 4, 4, 2), 1), &random((3, 3, 3, 3), 2), WINDOWS[0]).is_err());
-        assert!(conv2d(&random((1, 1, 1, 3), 1), &random((3, 3, 5, 5), 2), Window { kernel: 5, stride: 1, padding: 0 }).is_err());
+        assert!(
+            conv2d(
+                &random((1, 1, 1, 3), 1),
+                &random((3, 3, 5, 5), 2),
+                Window { kernel: 5, stride: 1, padding: 0 }
+            )
+            .is_err()
+        );
     }
 }

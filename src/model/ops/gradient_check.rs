@@ -67,13 +67,19 @@ pub(crate) fn assert_same(
     g: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) {
     for (dtype, tolerance) in [(DType::F64, 1e-10), (DType::F32, 2e-5)] {
-        let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
+        let vars: Vec<Var> =
+            inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
         let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
         let (a, b) = (f(&tensors).unwrap(), g(&tensors).unwrap());
         assert_close(&a, &b, tolerance, "result");
         let (a, b) = (weighted_sum(&a).backward().unwrap(), weighted_sum(&b).backward().unwrap());
         for (position, var) in vars.iter().enumerate() {
-            assert_close(a.get(var).unwrap(), b.get(var).unwrap(), tolerance, &format!("gradient {position}"));
+            assert_close(
+                a.get(var).unwrap(),
+                b.get(var).unwrap(),
+                tolerance,
+                &format!("gradient {position}"),
+            );
         }
     }
 }
@@ -82,7 +88,8 @@ pub(crate) fn assert_same(
 /// When shapes differ or an element differs by more than `tolerance * (1 + its size)`.
 pub(crate) fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) {
     assert_eq!(a.shape(), b.shape(), "shape of {what}");
-    let values = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    let values =
+        |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
     for (index, (a, b)) in values(a).into_iter().zip(values(b)).enumerate() {
         assert!((a - b).abs() <= tolerance * (1.0 + a.abs()), "{what}, element {index}: {a} and {b}");
     }

@@ -81,7 +81,11 @@ pub(super) fn unsupported(dtype: DType, op: &'static str) -> candle_core::Error 
 /// The elements of a contiguous CPU tensor, as an operation's forward pass is given them.
 pub(super) fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("kernel needs a contiguous tensor, found strides {:?} for shape {:?}", layout.stride(), layout.shape())
+        bail!(
+            "kernel needs a contiguous tensor, found strides {:?} for shape {:?}",
+            layout.stride(),
+            layout.shape()
+        )
     };
     Ok(&T::cpu_storage_as_slice(storage)?[start..end])
 }

@@ -6,7 +6,9 @@ use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail}
 use rayon::prelude::*;
 
 use super::has_kernel;
-use super::kernel::{Real, View, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real};
+use super::kernel::{
+    Real, View, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
+};
 
 /// `x` [.., width], `gamma` and `beta` [width] -> [.., width].
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
@@ -103,7 +105,9 @@ fn input_gradient<T: Real>(x: &[T], gamma: &[T], grad: &[T], eps: f64) -> Vec<T>
     let part = rows_per_part(x.len() / width) * width;
     let mut dx = vec![T::ZERO; x.len()];
     dx.par_chunks_mut(part).zip(x.par_chunks(part)).zip(grad.par_chunks(part)).for_each(|((dx, x), grad)| {
-        for ((dx, x), grad) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width)) {
+        for ((dx, x), grad) in
+            dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width))
+        {
             let (mean, scale) = moments(x, eps);
             let (mut sum_h, mut sum_hn) = (0.0, 0.0);
             for ((x, grad), gamma) in x.iter().zip(grad).zip(gamma) {

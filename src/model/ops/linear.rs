@@ -77,7 +77,12 @@ impl Dims {
 }
 
 impl Linear {
-    fn forward(&self, x: (&CpuStorage, &Layout), w: (&CpuStorage, &Layout), b: Option<(&CpuStorage, &Layout)>) -> Result<(CpuStorage, Shape)> {
+    fn forward(
+        &self,
+        x: (&CpuStorage, &Layout),
+        w: (&CpuStorage, &Layout),
+        b: Option<(&CpuStorage, &Layout)>,
+    ) -> Result<(CpuStorage, Shape)> {
         let dims = Dims::of(x.1, w.1)?;
         if let Some((_, layout)) = b
             && layout.dims() != [dims.outputs]
@@ -113,11 +118,23 @@ impl CustomOp2 for Linear {
         "linear"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.forward((s1, l1), (s2, l2), None)
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (dx, dw, _) = self.backward(x, w, grad)?;
         Ok((dx, Some(dw)))
     }
@@ -189,18 +206,20 @@ fn weight_gradients<T: Real>(dims: Dims, x: &[T], grad: &[T]) -> (Vec<T>, Vec<T>
     let mut dw = vec![T::ZERO; outputs * inputs];
     let mut db = vec![T::ZERO; outputs];
     let x = Matrix::new(x, MatrixShape::row_major(rows, inputs));
-    dw.par_chunks_mut(part * inputs).zip(db.par_chunks_mut(part)).enumerate().for_each(|(index, (dw, db))| {
-        let block = MatrixShape::with_row_stride(rows, db.len(), outputs);
-        let grad = &grad[index * part..];
-        let dw_shape = MatrixShape::row_major(db.len(), inputs);
-        Matrix::new(grad, block.transposed()).multiply_into(x, 1.0, dw, dw_shape, Write::Replace);
-        for row in grad.chunks(outputs) {
-            // The last chunk may be cut short by the block's offset, never by less than the block.
-            for (sum, &g) in db.iter_mut().zip(row) {
-                *sum += g;
+    dw.par_chunks_mut(part * inputs).zip(db.par_chunks_mut(part)).enumerate().for_each(
+        |(index, (dw, db))| {
+            let block = MatrixShape::with_row_stride(rows, db.len(), outputs);
+            let grad = &grad[index * part..];
+            let dw_shape = MatrixShape::row_major(db.len(), inputs);
+            Matrix::new(grad, block.transposed()).multiply_into(x, 1.0, dw, dw_shape, Write::Replace);
+            for row in grad.chunks(outputs) {
+                // The last chunk may be cut short by the block's offset, never by less than the block.
+                for (sum, &g) in db.iter_mut().zip(row) {
+                    *sum += g;
+                }
             }
-        }
-    });
+        },
+    );
     (dw, db)
 }
 

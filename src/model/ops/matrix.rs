@@ -35,8 +35,12 @@ impl Shape {
     }
 
     fn assert_fits(&self, len: usize) {
-        let last = self.rows.saturating_sub(1) * self.row_stride + self.columns.saturating_sub(1) * self.column_stride;
-        assert!(self.rows > 0 && self.columns > 0 && last < len, "matrix {self:?} in a slice of {len} elements");
+        let last = self.rows.saturating_sub(1) * self.row_stride
+            + self.columns.saturating_sub(1) * self.column_stride;
+        assert!(
+            self.rows > 0 && self.columns > 0 && last < len,
+            "matrix {self:?} in a slice of {len} elements"
+        );
     }
 }
 

@@ -30,7 +30,9 @@ pub(super) fn reference(x: &Tensor, window: Window) -> Result<Tensor> {
     let x = x.contiguous()?;
     let shifted_indices = |size: usize, shift: usize| {
         let last = (size - 1) as u32;
-        let index = |position: usize| ((position * window.stride + shift).saturating_sub(window.padding) as u32).min(last);
+        let index = |position: usize| {
+            ((position * window.stride + shift).saturating_sub(window.padding) as u32).min(last)
+        };
         let indices: Vec<u32> = (0..window.positions(size)).map(index).collect();
         Tensor::new(indices, x.device())
     };
@@ -69,7 +71,8 @@ impl Geometry {
     fn of(x: &Layout, window: Window) -> Result<Self> {
         let (batch, height, width, channels) = x.shape().dims4()?;
         let (out_height, out_width) = (window.positions(height), window.positions(width));
-        if batch * channels * out_height * out_width == 0 || u32::try_from(height * width * channels).is_err() {
+        if batch * channels * out_height * out_width == 0 || u32::try_from(height * width * channels).is_err()
+        {
             bail!("max-pool2d: {window:?} does not fit input {:?}", x.shape());
         }
         Ok(Geometry { batch, height, width, channels, out_height, out_width, window })
@@ -102,7 +105,8 @@ impl Geometry {
     /// All channels of one output position.
     fn pool_one<T: Real>(&self, x: &[T], position: usize, y: &mut [T], winners: &mut [u32]) {
         let Window { kernel, stride, padding } = self.window;
-        let inside = |start: usize, size: usize| start.saturating_sub(padding)..(start + kernel - padding).min(size);
+        let inside =
+            |start: usize, size: usize| start.saturating_sub(padding)..(start + kernel - padding).min(size);
         let rows = inside(position / self.out_width * stride, self.height);
         let columns = inside(position % self.out_width * stride, self.width);
         let mut first = true;
