@@ -56,7 +56,7 @@ fn evaluation_views(
     let view_len = preprocessing.view_len();
     let mut views = vec![0f32; encoded.len() * view_len];
     views.par_chunks_exact_mut(view_len).zip(encoded).try_for_each(|(out, (frame, bytes))| {
-        let view = |bytes: &[u8]| -> Result<(), PreprocessError> {
+        let mut view = |bytes: &[u8]| -> Result<(), PreprocessError> {
             preprocessing.evaluation_view(&decode_rgb(bytes, MAX_PIXELS)?, out)
         };
         view(bytes).map_err(|source| BatchError::Image { frame: *frame, source })

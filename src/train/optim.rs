@@ -318,7 +318,7 @@ mod tests {
         let shape = (200, 200);
         let (fused, plain) = (var(&data, shape), var(&data, shape));
         let named = |var: &Var| vec![("w".to_owned(), var.clone())];
-        let mut a = AdamW::new(named(&fused), &optimisation()).unwrap();
+        let a = AdamW::new(named(&fused), &optimisation()).unwrap();
         let mut b = AdamW::new(named(&plain), &optimisation()).unwrap();
         let update =
             Update { scale: 0.7, beta1: 0.9, beta2: 0.999, rate: 0.01, root_correction: 0.5, keep: 0.99 };
