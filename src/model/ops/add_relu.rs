@@ -1,10 +1,11 @@
 //! The end of a residual block: `max(a + b, 0)`, with torch's gradient (0, not 1, where the sum is 0).
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::has_kernel;
-use super::kernel::{Real, View, slice, tensor_like, with_real};
+use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
 
 /// Elements of one part: large enough to outweigh its start, small enough to stay in the second-level cache.
 const ELEMENTS_PER_PART: usize = 16 * 1024;
@@ -44,7 +45,7 @@ impl CustomOp2 for AddRelu {
             candle_core::bail!("add-relu of shapes {:?} and {:?}", l1.shape(), l2.shape());
         }
         let storage = with_real!(s1.dtype(), "add-relu", T => {
-            Ok(T::to_cpu_storage_owned(forward::<T>(slice(s1, l1)?, slice(s2, l2)?)))
+            Ok(into_storage(forward::<T>(slice(s1, l1)?, slice(s2, l2)?)))
         })?;
         Ok((storage, l1.shape().clone()))
     }

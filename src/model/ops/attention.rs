@@ -3,11 +3,12 @@
 //! The probabilities are not kept (they would be the largest tensor of the network): the backward pass computes them
 //! again. Parts are whole images.
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::has_kernel;
-use super::kernel::{Real, View, slice, tensor_like, with_real};
+use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
 use super::matrix::{Matrix, Shape as MatrixShape, Write};
 
 /// `qkv` [batch, tokens, 3 * width], in each token queries, keys, values of `width`, each cut into `heads`
@@ -199,7 +200,7 @@ impl CustomOp1 for Attention {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let geometry = Geometry::of(layout, self.heads)?;
         let storage = with_real!(storage.dtype(), "attention", T => {
-            Ok(T::to_cpu_storage_owned(geometry.forward::<T>(slice(storage, layout)?)))
+            Ok(into_storage(geometry.forward::<T>(slice(storage, layout)?)))
         })?;
         Ok((storage, Shape::from((geometry.batch, geometry.tokens, geometry.width))))
     }

@@ -6,13 +6,14 @@
 
 use std::sync::{Arc, OnceLock};
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::add_relu::relu_reference;
 use super::has_kernel;
 use super::kernel::{
-    Real, View, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
+    Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
 };
 
 /// What follows the normalisation. ReLU's gradient at 0 is 0, as in torch.
@@ -189,7 +190,7 @@ impl CustomOp3 for BatchNorm {
         }
         let storage = with_real!(s1.dtype(), "batch-norm", T => {
             let (x, gamma, beta) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?, slice::<T>(s3, l3)?);
-            Ok(T::to_cpu_storage_owned(self.forward(x, gamma, beta)?))
+            Ok(into_storage(self.forward(x, gamma, beta)?))
         })?;
         Ok((storage, l1.shape().clone()))
     }

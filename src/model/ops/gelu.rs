@@ -2,11 +2,12 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::has_kernel;
-use super::kernel::{Real, View, slice, tensor_like, with_real};
+use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
 
 /// Elements of one part: the error function is slow, so parts are smaller than for plain arithmetic.
 const ELEMENTS_PER_PART: usize = 4 * 1024;
@@ -33,7 +34,7 @@ impl CustomOp1 for Gelu {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let result = with_real!(storage.dtype(), "gelu", T => {
-            Ok(T::to_cpu_storage_owned(forward::<T>(slice(storage, layout)?)))
+            Ok(into_storage(forward::<T>(slice(storage, layout)?)))
         })?;
         Ok((result, layout.shape().clone()))
     }

@@ -110,6 +110,11 @@ impl<'a> View<'a> {
     }
 }
 
+/// What a forward pass hands to candle.
+pub(super) fn into_storage<T: Real>(data: Vec<T>) -> CpuStorage {
+    T::to_cpu_storage_owned(data)
+}
+
 /// A new tensor on the CPU with the shape of `like`.
 pub(super) fn tensor_like<T: Real>(data: Vec<T>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(data, like.shape(), like.device())

@@ -2,12 +2,13 @@
 //!
 //! Means and variances are taken in f64 and computed again in the backward pass, which is cheaper than to keep them.
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::has_kernel;
 use super::kernel::{
-    Real, View, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
+    Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
 };
 
 /// `x` [.., width], `gamma` and `beta` [width] -> [.., width].
@@ -49,7 +50,7 @@ impl CustomOp3 for LayerNorm {
         }
         let storage = with_real!(s1.dtype(), "layer-norm", T => {
             let (x, gamma, beta) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?, slice::<T>(s3, l3)?);
-            Ok(T::to_cpu_storage_owned(forward(x, gamma, beta, self.eps)))
+            Ok(into_storage(forward(x, gamma, beta, self.eps)))
         })?;
         Ok((storage, l1.shape().clone()))
     }

@@ -3,11 +3,12 @@
 //! Parts: blocks of rows forward and for the input's gradient; blocks of output features for the gradients of weight
 //! and bias, each a whole sum over the rows, so that nothing is left to combine.
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::has_kernel;
-use super::kernel::{Real, View, rows_and_width, slice, tensor_like, with_real};
+use super::kernel::{Real, View, into_storage, rows_and_width, slice, tensor_like, with_real};
 use super::matrix::{Matrix, Shape as MatrixShape, Write};
 
 /// `x` [.., inputs], `weight` [outputs, inputs], `bias` [outputs] -> [.., outputs].
@@ -91,7 +92,7 @@ impl Linear {
         }
         let storage = with_real!(x.0.dtype(), "linear", T => {
             let bias = b.map(|(s, l)| slice::<T>(s, l)).transpose()?;
-            Ok(T::to_cpu_storage_owned(forward::<T>(dims, slice(x.0, x.1)?, slice(w.0, w.1)?, bias)))
+            Ok(into_storage(forward::<T>(dims, slice(x.0, x.1)?, slice(w.0, w.1)?, bias)))
         })?;
         Ok((storage, dims.output_shape(x.1)))
     }

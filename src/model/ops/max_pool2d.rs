@@ -5,10 +5,11 @@
 
 use std::sync::OnceLock;
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::kernel::{Real, View, slice, tensor_like, with_real};
+use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
 use super::{Window, has_kernel};
 
 /// `x` [batch, height, width, channels] -> [batch, out_height, out_width, channels]. Padding never wins; it must be
@@ -149,7 +150,7 @@ impl CustomOp1 for MaxPool2d {
         let geometry = Geometry::of(layout, self.window)?;
         let (storage, winners) = with_real!(storage.dtype(), "max-pool2d", T => {
             let (y, winners) = geometry.forward::<T>(slice(storage, layout)?);
-            Ok((T::to_cpu_storage_owned(y), winners))
+            Ok((into_storage(y), winners))
         })?;
         if self.winners.set(winners).is_err() {
             bail!("max-pool2d: one operation applied twice");
