@@ -60,11 +60,7 @@ impl FrameSetWriter {
     }
 
     pub fn finish(self) -> io::Result<FrameSet> {
-        Ok(FrameSet {
-            file: self.file.into_inner()?,
-            metas: self.metas,
-            ends: self.ends,
-        })
+        Ok(FrameSet { file: self.file.into_inner()?, metas: self.metas, ends: self.ends })
     }
 
     fn shared(&mut self, text: Arc<str>) -> Arc<str> {
