@@ -12,8 +12,8 @@ use super::history;
 use crate::eval::Ancestor;
 use crate::eval::forgetting::{History, HistoryError};
 use crate::registry::{
-    AttemptRecord, LATEST, Lineage, PeriodRecord, ProbeSetRecord, Registry, RegistryError, ScoreRecord, SegmentRecord,
-    VersionRecord,
+    AttemptRecord, LATEST, Lineage, PeriodRecord, ProbeSetRecord, Registry, RegistryError, ScoreRecord,
+    SegmentRecord, VersionRecord,
 };
 use crate::store::paths::Paths;
 use crate::train::spec::{

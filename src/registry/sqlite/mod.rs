@@ -243,7 +243,9 @@ impl Registry for SqliteRegistry {
         program_version: &str,
         lineage: Lineage,
     ) -> Result<AttemptRecord> {
-        writing!(self, "begin_attempt", |tx| { learner::begin_attempt(tx, lease, period, program_version, lineage) })
+        writing!(self, "begin_attempt", |tx| {
+            learner::begin_attempt(tx, lease, period, program_version, lineage)
+        })
     }
 
     async fn attempt(&self, period: PeriodId, number: u32) -> Result<AttemptRecord> {

@@ -4,9 +4,15 @@ use super::*;
 
 pub async fn periods_are_trained_in_order(registry: &dyn Registry) {
     let lease = with_sealed(registry, 2).await;
-    assert_err!(registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await, RegistryError::WrongState { .. });
+    assert_err!(
+        registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await,
+        RegistryError::WrongState { .. }
+    );
     registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await.unwrap();
-    assert_err!(registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await, RegistryError::WrongState { .. });
+    assert_err!(
+        registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await,
+        RegistryError::WrongState { .. }
+    );
     registry.settle_unpublished(&lease, id(0), PeriodState::Rejected, "collapsed", NOW).await.unwrap();
     registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await.unwrap();
     assert_eq!(state(registry, 1).await, PeriodState::Training);
@@ -69,7 +75,10 @@ pub async fn a_period_goes_only_from_state_to_state(registry: &dyn Registry) {
     assert_err!(settle(PeriodState::Failed).await, RegistryError::WrongState { .. });
     let record = registry.period(id(0)).await.unwrap();
     assert_eq!((record.settled_at, record.reason.as_deref()), (Some(NOW), Some("why")));
-    assert_err!(registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await, RegistryError::WrongState { .. });
+    assert_err!(
+        registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await,
+        RegistryError::WrongState { .. }
+    );
     assert_err!(registry.set_evaluating(&lease, id(0)).await, RegistryError::WrongState { .. });
 }
 
