@@ -4,6 +4,7 @@
 //! says what was read. A period's way: [`period`] closes it, [`train`] teaches a [`model`] in a child process,
 //! [`eval`] measures, [`publish`] describes the version, [`serve`] hands it out. ARCHITECTURE.md draws both.
 
+pub mod config;
 pub mod eval;
 pub mod failpoint;
 pub mod metrics;
