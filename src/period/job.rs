@@ -4,16 +4,20 @@
 //! ([`Recipe`]) is the same for every start of an attempt, because everything it is made of is fixed when the
 //! attempt begins: the segments are sealed, the parent is the attempt's, probe sets come from the parent's line.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use sha2::Digest;
 
+use super::history;
+use crate::eval::Ancestor;
+use crate::eval::forgetting::{History, HistoryError};
 use crate::registry::{
-    AttemptRecord, PeriodRecord, ProbeSetRecord, Registry, RegistryError, ScoreRecord, SegmentRecord, VersionRecord,
+    AttemptRecord, LATEST, Lineage, PeriodRecord, ProbeSetRecord, Registry, RegistryError, ScoreRecord,
+    SegmentRecord, VersionRecord,
 };
 use crate::store::paths::Paths;
 use crate::train::spec::{
-    Ancestor, Augmentation, KeptEmbedding, Method, ModelSpec, Optimisation, ProbeInput, ProbeSpec, Recipe, SCHEMA,
+    Augmentation, KeptEmbedding, Method, ModelSpec, Optimisation, ProbeInput, ProbeSpec, Recipe, SCHEMA,
     SegmentInput, Teacher, TrainJob, output,
 };
 use crate::types::{FileRef, PeriodId, Version};
@@ -25,6 +29,8 @@ pub struct JobSettings {
     pub seed: u64,
     pub max_frames: u64,
     pub model: ModelSpec,
+    /// Another model than that of `latest` may start anew.
+    pub new_lineage: bool,
     pub method: Method,
     pub optimisation: Optimisation,
     /// Steps of the first period, which has no teacher.
@@ -42,8 +48,40 @@ pub struct JobSettings {
 pub enum JobError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    #[error(
+        "`latest` names {version}, whose {field} is {found}, configured is {configured}: set model.new_lineage = true \
+         to start anew, or change it back"
+    )]
+    OtherModel { version: Version, field: String, found: String, configured: String },
     #[error("version {version} has no file {name}")]
     MissingFile { version: Version, name: String },
+}
+
+/// What the next attempt descends from: the version that `latest` names, or nothing if there is none or if it is
+/// of another model and the settings allow a new lineage.
+pub async fn lineage(registry: &dyn Registry, settings: &JobSettings) -> Result<Lineage, JobError> {
+    let Some(latest) = registry.aliases().await?.get(LATEST).copied() else { return Ok(Lineage::Continued) };
+    let manifest = registry.version(latest).await?.manifest.unwrap_or_default();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest)
+        .map_err(|_| RegistryError::Corrupt { what: "a manifest", value: manifest })?;
+    let configured = serde_json::json!(settings.model);
+    let found = &manifest["hyper_parameters"]["model"];
+    // Where the first weights came from does not matter to those that descend from them.
+    let fields = configured.as_object().into_iter().flatten().filter(|(field, _)| *field != "init");
+    let Some((field, value)) = fields.into_iter().find(|(field, value)| found[field] != **value) else {
+        return Ok(Lineage::Continued);
+    };
+    if settings.new_lineage {
+        return Ok(Lineage::New);
+    }
+    Err(JobError::OtherModel {
+        version: latest,
+        field: format!("model.{field}"),
+        found: found[field].to_string(),
+        configured: value.to_string(),
+    })
 }
 
 /// The job of one start of an attempt.
@@ -55,16 +93,20 @@ pub async fn build(
     attempt: &AttemptRecord,
 ) -> Result<TrainJob, JobError> {
     let segments = registry.segments(period.id).await?;
-    let versions: BTreeMap<Version, VersionRecord> =
-        registry.versions().await?.into_iter().map(|record| (record.version, record)).collect();
-    let line = ancestors(&versions, attempt.parent);
-    let teacher = match attempt.parent {
-        Some(parent) => Some(teacher_of(paths, &versions, parent)?),
-        None => None,
+    let versions = registry.versions().await?;
+    let published = PublishedFiles { paths, versions: &versions };
+    let teacher = attempt.parent.map(|parent| published.teacher(parent)).transpose()?;
+    let probe_sets = match attempt.parent {
+        Some(parent) => {
+            let scores = registry.scores().await?;
+            let sets = chosen_probe_sets(registry.probe_sets().await?, &scores, parent, settings.probe_keep);
+            let measured = history::of(&versions, &scores, history::EFFECTIVE_RANK)?;
+            let knn = history::of(&versions, &scores, history::KNN)?;
+            let inputs = sets.iter().map(|set| published.probe_input(set, parent, &measured, &knn));
+            inputs.collect::<Result<_, _>>()?
+        }
+        None => Vec::new(),
     };
-    let scores = registry.scores().await?;
-    let sets = chosen_probe_sets(registry.probe_sets().await?, &scores, attempt.parent, settings.probe_keep);
-    let probe_sets = probe_inputs(paths, &sets, &scores, &line, &versions)?;
     let first = teacher.is_none();
     let mut optimisation = settings.optimisation.clone();
     if first {
@@ -90,7 +132,10 @@ pub async fn build(
         attempt: attempt.number,
         start: attempt.start,
         output_prefix: paths.start(period.id, attempt.number, attempt.start),
-        earlier_prefixes: (1..attempt.start).rev().map(|s| paths.start(period.id, attempt.number, s)).collect(),
+        earlier_prefixes: (1..attempt.start)
+            .rev()
+            .map(|s| paths.start(period.id, attempt.number, s))
+            .collect(),
         device: settings.device.clone(),
         threads: settings.threads,
         checkpoint_steps: settings.checkpoint_steps,
@@ -119,48 +164,15 @@ fn segment_input(segment: &SegmentRecord) -> SegmentInput {
     }
 }
 
-/// The parent and its ancestors, the oldest first.
-fn ancestors(versions: &BTreeMap<Version, VersionRecord>, parent: Option<Version>) -> Vec<Version> {
-    let mut line: Vec<Version> =
-        std::iter::successors(parent, |version| versions.get(version).and_then(|record| record.parent)).collect();
-    line.reverse();
-    line
-}
-
-/// The file of a published version, under its full object name.
-fn published_file(
-    paths: &Paths,
-    versions: &BTreeMap<Version, VersionRecord>,
-    version: Version,
-    name: &str,
-) -> Result<FileRef, JobError> {
-    let missing = || JobError::MissingFile { version, name: name.to_owned() };
-    let record = versions.get(&version).ok_or_else(missing)?;
-    let file = record.files.iter().find(|file| file.path == name).ok_or_else(missing)?;
-    Ok(FileRef { path: format!("{}/{name}", paths.version(version)), ..file.clone() })
-}
-
-fn teacher_of(
-    paths: &Paths,
-    versions: &BTreeMap<Version, VersionRecord>,
-    version: Version,
-) -> Result<Teacher, JobError> {
-    Ok(Teacher {
-        version,
-        encoder: published_file(paths, versions, version, output::ENCODER)?,
-        projector: published_file(paths, versions, version, output::PROJECTOR)?,
-    })
-}
-
 /// Of the sets that the parent was measured on, the newest `keep` and the first.
 fn chosen_probe_sets(
     mut sets: Vec<ProbeSetRecord>,
     scores: &[ScoreRecord],
-    parent: Option<Version>,
+    parent: Version,
     keep: usize,
 ) -> Vec<ProbeSetRecord> {
     let measured: BTreeSet<PeriodId> =
-        scores.iter().filter(|score| Some(score.version) == parent).map(|score| score.period).collect();
+        scores.iter().filter(|score| score.version == parent).map(|score| score.period).collect();
     sets.retain(|set| measured.contains(&set.period));
     sets.sort_by_key(|set| set.period);
     let older = sets.len().saturating_sub(keep);
@@ -170,39 +182,48 @@ fn chosen_probe_sets(
     sets
 }
 
-/// Each set with the embeddings of the ancestor that learned it, of the best one and of the parent.
-fn probe_inputs(
-    paths: &Paths,
-    sets: &[ProbeSetRecord],
-    scores: &[ScoreRecord],
-    line: &[Version],
-    versions: &BTreeMap<Version, VersionRecord>,
-) -> Result<Vec<ProbeInput>, JobError> {
-    sets.iter()
-        .map(|set| {
-            let measured: Vec<&ScoreRecord> = line
-                .iter()
-                .flat_map(|v| scores.iter().filter(move |s| s.version == *v && s.period == set.period))
-                .collect();
-            let knn = measured.iter().filter(|score| score.measure == "knn");
-            let best = knn.max_by(|a, b| a.value.total_cmp(&b.value).then(b.version.cmp(&a.version)));
-            let roles = [
-                (Ancestor::Learned, measured.first().map(|score| score.version)),
-                (Ancestor::Best, best.map(|score| score.version)),
-                (Ancestor::Parent, line.last().copied()),
-            ];
-            let name = output::probe_embeddings(set.period);
-            let embeddings = roles
-                .into_iter()
-                .filter_map(|(role, version)| version.map(|version| (role, version)))
-                .map(|(role, version)| {
-                    let file = published_file(paths, versions, version, &name)?;
-                    Ok(KeptEmbedding { version, role, file })
-                })
-                .collect::<Result<_, JobError>>()?;
-            Ok(ProbeInput { period: set.period, file: set.file.clone(), embeddings })
+/// The files of published versions, under their full object names.
+struct PublishedFiles<'a> {
+    paths: &'a Paths,
+    versions: &'a [VersionRecord],
+}
+
+impl PublishedFiles<'_> {
+    fn file(&self, version: Version, name: &str) -> Result<FileRef, JobError> {
+        let missing = || JobError::MissingFile { version, name: name.to_owned() };
+        let record = self.versions.iter().find(|record| record.version == version).ok_or_else(missing)?;
+        let file = record.files.iter().find(|file| file.path == name).ok_or_else(missing)?;
+        Ok(FileRef { path: format!("{}/{name}", self.paths.version(version)), ..file.clone() })
+    }
+
+    fn teacher(&self, version: Version) -> Result<Teacher, JobError> {
+        Ok(Teacher {
+            version,
+            encoder: self.file(version, output::ENCODER)?,
+            projector: self.file(version, output::PROJECTOR)?,
         })
-        .collect()
+    }
+
+    /// A set with the embeddings of the ancestor that learned its period, of the best one and of the parent.
+    fn probe_input(
+        &self,
+        set: &ProbeSetRecord,
+        parent: Version,
+        measured: &History,
+        knn: &History,
+    ) -> Result<ProbeInput, JobError> {
+        let roles = [
+            (Ancestor::Learned, measured.learned(parent, set.period)),
+            (Ancestor::Best, knn.best(parent, set.period)),
+            (Ancestor::Parent, Some(parent)),
+        ];
+        let name = output::probe_embeddings(set.period);
+        let kept = roles.into_iter().filter_map(|(role, version)| Some((role, version?)));
+        let embeddings = kept
+            .map(|(role, version)| Ok(KeptEmbedding { version, role, file: self.file(version, &name)? }))
+            .collect::<Result<_, JobError>>()?;
+        Ok(ProbeInput { period: set.period, file: set.file.clone(), embeddings })
+    }
 }
 
 #[cfg(test)]
@@ -232,10 +253,6 @@ mod tests {
         FileRef { path: path.to_owned(), sha256: Sha256::of(path.as_bytes()), bytes: 1 }
     }
 
-    fn versions(records: Vec<VersionRecord>) -> BTreeMap<Version, VersionRecord> {
-        records.into_iter().map(|record| (record.version, record)).collect()
-    }
-
     fn set(n: u64) -> ProbeSetRecord {
         ProbeSetRecord { period: period(n), file: file("set"), frames: 10 }
     }
@@ -256,26 +273,21 @@ mod tests {
     fn probe_sets_are_the_newest_and_the_first_of_those_that_the_parent_was_measured_on() {
         // Period 3's version was rolled back: the parent never saw its set.
         let scores: Vec<_> = [1, 2, 4, 5].map(|set| score(5, set, 0.5)).into();
-        let chosen = chosen_probe_sets((1..=5).map(set).collect(), &scores, Some(Version(5)), 2);
+        let chosen = chosen_probe_sets((1..=5).map(set).collect(), &scores, Version(5), 2);
         assert_eq!(chosen.iter().map(|set| set.period).collect::<Vec<_>>(), [1, 4, 5].map(period));
-        assert!(chosen_probe_sets((1..=5).map(set).collect(), &scores, None, 2).is_empty());
-    }
-
-    #[test]
-    fn a_line_goes_from_the_oldest_ancestor_to_the_parent_past_what_was_rolled_back() {
-        let known = versions(vec![version(1, None), version(2, Some(1)), version(3, Some(2)), version(4, Some(2))]);
-        assert_eq!(ancestors(&known, Some(Version(4))), [1, 2, 4].map(Version));
+        assert!(chosen_probe_sets((1..=5).map(set).collect(), &scores, Version(6), 2).is_empty());
     }
 
     #[test]
     fn a_set_comes_with_the_version_that_learned_it_the_best_and_the_parent() {
-        let known = versions(vec![version(1, None), version(2, Some(1)), version(3, Some(2))]);
+        let versions = [version(1, None), version(2, Some(1)), version(3, Some(2))];
         let scores = [score(1, 1, 0.7), score(2, 1, 0.9), score(3, 1, 0.8)];
-        let line = ancestors(&known, Some(Version(3)));
-        let inputs = probe_inputs(&Paths::new("main"), &[set(1)], &scores, &line, &known).unwrap();
-        let roles: Vec<_> = inputs[0].embeddings.iter().map(|kept| (kept.role, kept.version.0)).collect();
+        let knn = history::of(&versions, &scores, history::KNN).unwrap();
+        let published = PublishedFiles { paths: &Paths::new("main"), versions: &versions };
+        let input = published.probe_input(&set(1), Version(3), &knn, &knn).unwrap();
+        let roles: Vec<_> = input.embeddings.iter().map(|kept| (kept.role, kept.version.0)).collect();
         assert_eq!(roles, [(Ancestor::Learned, 1), (Ancestor::Best, 2), (Ancestor::Parent, 3)]);
-        let learned = &inputs[0].embeddings[0].file.path;
+        let learned = &input.embeddings[0].file.path;
         assert_eq!(learned, "main/versions/v000001/probe_embeddings/19700101T000001Z.safetensors");
     }
 }

@@ -11,6 +11,7 @@
 pub mod child;
 pub mod controller;
 pub mod decide;
+pub mod history;
 pub mod job;
 pub mod release;
 pub mod report;
