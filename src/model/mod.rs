@@ -37,7 +37,7 @@ pub enum Architecture {
     VitTiny,
     /// torchvision's `resnet18`: 512 features.
     Resnet18,
-    /// 24-48-96 channels, about 160 thousand parameters, meant for 32 x 32 images: 96 features.
+    /// 24-48-96 channels, 173 thousand parameters, meant for 32 x 32 images: 96 features.
     ResnetSmall,
 }
 

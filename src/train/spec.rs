@@ -165,7 +165,6 @@ pub mod output {
     pub const ENCODER: &str = "encoder.safetensors";
     pub const PROJECTOR: &str = "projector.safetensors";
     pub const CONFIG: &str = "config.json";
-    pub const EVALUATION: &str = "evaluation.json";
     pub const PROBE_SET: &str = "probe_set.parquet";
     /// The last one: it names all others with their hashes. A start without it did not finish.
     pub const OUTCOME: &str = "outcome.json";
@@ -198,6 +197,9 @@ pub struct Outcome {
     pub seconds: f64,
     pub device: String,
     pub program_version: String,
+    /// The attempt's seed and the recipe's settings (not its inputs), for the manifest.
+    pub seed: u64,
+    pub hyper_parameters: serde_json::Value,
 }
 
 /// One line on the child's standard output.

@@ -32,10 +32,27 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, window: Window) -> Result<Tensor> {
     x.apply_op2(&weight.contiguous()?, op)
 }
 
+/// Patches by index, then one product. candle's own `conv2d` is no reference: its backward takes the rounding of the
+/// height for that of the width too, and fails on images that are not square.
 pub(super) fn reference(x: &Tensor, weight: &Tensor, window: Window) -> Result<Tensor> {
-    let x = x.permute((0, 3, 1, 2))?.contiguous()?;
-    let y = x.conv2d(weight, window.padding, window.stride, 1, 1)?;
-    y.permute((0, 2, 3, 1))?.contiguous()
+    let (batch, height, width, _) = x.dims4()?;
+    let (out_height, out_width) = (window.positions(height), window.positions(width));
+    let Window { kernel, stride, padding } = window;
+    let x = x.pad_with_zeros(1, padding, padding)?.pad_with_zeros(2, padding, padding)?.contiguous()?;
+    let shifted = |count: usize, shift: usize| {
+        let indices: Vec<u32> = (0..count).map(|position| (position * stride + shift) as u32).collect();
+        Tensor::new(indices, x.device())
+    };
+    let mut patches = Vec::with_capacity(kernel * kernel);
+    for row in 0..kernel {
+        let rows = x.index_select(&shifted(out_height, row)?, 1)?;
+        for column in 0..kernel {
+            patches.push(rows.index_select(&shifted(out_width, column)?, 2)?);
+        }
+    }
+    let patches = Tensor::cat(&patches, 3)?.flatten(0, 2)?;
+    let weight = weight.permute((0, 2, 3, 1))?.flatten_from(1)?;
+    patches.matmul(&weight.t()?)?.reshape((batch, out_height, out_width, ()))
 }
 
 struct Conv2d {
