@@ -20,7 +20,11 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     ("store", &["types", "metrics", "failpoint"], &["rdkafka", "candle_core", "axum", "sqlx"]),
     ("ingest", &["types", "metrics", "failpoint", "registry", "store"], &["candle_core", "axum", "sqlx"]),
     ("produce", &["types", "ingest"], &["candle_core", "axum", "sqlx"]),
-    ("publish", &["types", "metrics", "failpoint", "registry", "store", "model"], &["rdkafka", "axum", "sqlx"]),
+    (
+        "publish",
+        &["types", "metrics", "failpoint", "registry", "store", "model"],
+        &["rdkafka", "axum", "sqlx"],
+    ),
     ("serve", &["types", "metrics", "registry", "store", "model"], &["rdkafka", "sqlx"]),
     (
         "period",
@@ -62,7 +66,10 @@ fn a_seeded_violation_is_found_in_every_form() {
     ] {
         assert_eq!(violations(module, text).len(), 1, "{module}: {text}");
     }
-    assert!(violations("ingest/run", "// crate::period is where it goes on\nuse crate::types::Version;").is_empty());
+    assert!(
+        violations("ingest/run", "// crate::period is where it goes on\nuse crate::types::Version;")
+            .is_empty()
+    );
     assert!(violations("period/controller", "use crate::registry::Registry;").is_empty());
 }
 
@@ -86,10 +93,16 @@ fn violations(module: &str, text: &str) -> Vec<String> {
     let Some((row, allowed, banned)) = rows.max_by_key(|(row, ..)| row.len()) else {
         return vec![format!("src/{module}.rs belongs to no row of the table")];
     };
-    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
-    let ours = named_after(&code, "crate::").into_iter().filter(|name| name != top && !allowed.contains(&name.as_str()));
-    let theirs = banned.iter().filter(|name| code.contains(&format!("{name}::"))).map(|name| (*name).to_owned());
-    ours.chain(theirs).map(|name| format!("src/{module}.rs names `{name}`, which {row} may not import")).collect()
+    let code: String =
+        text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let ours = named_after(&code, "crate::")
+        .into_iter()
+        .filter(|name| name != top && !allowed.contains(&name.as_str()));
+    let theirs =
+        banned.iter().filter(|name| code.contains(&format!("{name}::"))).map(|name| (*name).to_owned());
+    ours.chain(theirs)
+        .map(|name| format!("src/{module}.rs names `{name}`, which {row} may not import"))
+        .collect()
 }
 
 /// The first path segments behind each `crate::`, braces opened.

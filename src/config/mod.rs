@@ -24,8 +24,8 @@ pub use schema::{
     Registry, Retention, Serve, Shutdown, Store, Train,
 };
 pub use value::{
-    Architecture, ByteSize, Device, IdleMode, KafkaStart, Late, LogFormat, Method, REDACTED, Secret, SecretUrl,
-    Span,
+    Architecture, ByteSize, Device, IdleMode, KafkaStart, Late, LogFormat, Method, REDACTED, Secret,
+    SecretUrl, Span,
 };
 
 use read::Reader;
@@ -99,7 +99,9 @@ impl Config {
         let limit = limit::token();
         match (sources.read_secret)(path).map(|text| Secret::from_file(&text)) {
             Ok(token) if (limit.holds)(&token) => self.serve.token = Some(token),
-            Ok(_) => reader.reject("serve.token_file", found, &format!("a file that holds {}", limit.allowed)),
+            Ok(_) => {
+                reader.reject("serve.token_file", found, &format!("a file that holds {}", limit.allowed))
+            }
             Err(error) => reader.reject("serve.token_file", found, &readable(&error)),
         }
     }

@@ -13,8 +13,8 @@ use super::limit::{
 };
 use super::read::Reader;
 use super::value::{
-    Architecture, ByteSize, Device, IdleMode, KafkaStart, Late, LogFormat, Method, Secret,
-    SecretUrl, Span, Value, looks_secret, quoted,
+    Architecture, ByteSize, Device, IdleMode, KafkaStart, Late, LogFormat, Method, Secret, SecretUrl, Span,
+    Value, looks_secret, quoted,
 };
 use crate::types::EventTime;
 

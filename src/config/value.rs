@@ -195,13 +195,8 @@ impl<T: Value> Value for Option<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(u64);
 
-const SPAN_UNITS: [(&str, u64); 5] = [
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1000),
-    ("ms", 1),
-];
+const SPAN_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
 impl Span {
     pub const fn from_ms(ms: u64) -> Self {
@@ -308,12 +303,7 @@ fn read_in_units(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(*factor)
 }
 
-fn write_in_units(
-    f: &mut fmt::Formatter<'_>,
-    value: u64,
-    units: &[(&str, u64)],
-    zero: &str,
-) -> fmt::Result {
+fn write_in_units(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)], zero: &str) -> fmt::Result {
     match units.iter().find(|(_, factor)| value % factor == 0) {
         Some((unit, factor)) if value > 0 => write!(f, "{}{unit}", value / factor),
         _ => f.write_str(zero),
@@ -329,18 +319,12 @@ pub struct Secret {
 
 impl Secret {
     pub fn new(text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            from_file: false,
-        }
+        Self { text: text.into(), from_file: false }
     }
 
     /// One that stands in a file of its own: the configuration shows the file's name only.
     pub(super) fn from_file(text: &str) -> Self {
-        Self {
-            text: text.trim_end_matches(['\r', '\n']).to_owned(),
-            from_file: true,
-        }
+        Self { text: text.trim_end_matches(['\r', '\n']).to_owned(), from_file: true }
     }
 
     /// The text itself, for the one place that compares or sends it.
@@ -443,9 +427,8 @@ pub fn redact_url(url: &str) -> String {
 /// Whether a key of this name usually holds something that must not be printed.
 pub fn looks_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    let hints = [
-        "password", "passwd", "secret", "token", "credential", "jaas", "private", "oauthbearer.config",
-    ];
+    let hints =
+        ["password", "passwd", "secret", "token", "credential", "jaas", "private", "oauthbearer.config"];
     hints.iter().any(|hint| name.contains(hint)) || name.ends_with(".pem")
 }
 
