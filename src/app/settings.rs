@@ -131,7 +131,7 @@ fn augmentation(augment: &config::Augment) -> Augmentation {
 pub fn training_program(store_url: &str, log: Option<PathBuf>) -> std::io::Result<Program> {
     Ok(Program {
         executable: std::env::current_exe()?,
-        arguments: vec!["train".into(), "--store".into(), store_url.into(), "--job".into()],
+        arguments: vec!["train".into(), "--stop-with-stdin".into(), "--store".into(), store_url.into(), "--job".into()],
         log,
     })
 }

@@ -101,7 +101,7 @@ pub async fn build(
             let scores = registry.scores().await?;
             let sets = chosen_probe_sets(registry.probe_sets().await?, &scores, parent, settings.probe_keep);
             let measured = history::of(&versions, &scores, history::EFFECTIVE_RANK)?;
-            let knn = history::of(&versions, &scores, "knn")?;
+            let knn = history::of(&versions, &scores, history::KNN)?;
             let inputs = sets.iter().map(|set| published.probe_input(set, parent, &measured, &knn));
             inputs.collect::<Result<_, _>>()?
         }
@@ -282,7 +282,7 @@ mod tests {
     fn a_set_comes_with_the_version_that_learned_it_the_best_and_the_parent() {
         let versions = [version(1, None), version(2, Some(1)), version(3, Some(2))];
         let scores = [score(1, 1, 0.7), score(2, 1, 0.9), score(3, 1, 0.8)];
-        let knn = history::of(&versions, &scores, "knn").unwrap();
+        let knn = history::of(&versions, &scores, history::KNN).unwrap();
         let published = PublishedFiles { paths: &Paths::new("main"), versions: &versions };
         let input = published.probe_input(&set(1), Version(3), &knn, &knn).unwrap();
         let roles: Vec<_> = input.embeddings.iter().map(|kept| (kept.role, kept.version.0)).collect();
