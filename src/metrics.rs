@@ -49,7 +49,7 @@ pub const LATEST_PUBLISHED: &str = "palimpsest_latest_published_timestamp_second
 /// Labels `verdict` (`accepted`, `rejected`), `reason`.
 pub const GATE_VERDICTS: &str = "palimpsest_gate_verdicts_total";
 
-/// Labels `op` (`put`, `get`, `list`, `delete`), `outcome` (`ok`, `error`).
+/// Labels `op` (`put`, `get`, `head`, `list`, `copy`, `delete`), `outcome` (`ok`, `error`).
 pub const STORE_REQUESTS: &str = "palimpsest_store_requests_seconds";
 /// Label `outcome` (`ok`, `conflict`, `error`).
 pub const REGISTRY_TRANSACTIONS: &str = "palimpsest_registry_transactions_total";

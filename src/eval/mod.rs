@@ -3,9 +3,24 @@
 //! Matrices are row-major f32 `[n, d]` ([`Embeddings`]); labels are small integers. Nothing here does I/O or
 //! knows a model. What a candidate's measures mean for its publication is `gate`'s to decide.
 
+pub mod bootstrap;
+pub mod drift;
+mod eigen;
+pub mod evaluate;
+pub mod forgetting;
+pub mod gate;
+#[cfg(test)]
+mod golden;
+pub mod knn;
+mod linalg;
+pub mod linear_probe;
+mod neighbours;
+mod random;
+pub mod split;
+
 use serde::{Deserialize, Serialize};
 
-use crate::types::{PeriodId, Version};
+use crate::types::{EventTime, PeriodId, Version};
 
 /// Row-major f32 `[rows, dim]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +28,62 @@ pub struct Embeddings {
     pub rows: usize,
     pub dim: usize,
     pub data: Vec<f32>,
+}
+
+impl Embeddings {
+    /// # Panics
+    /// If `data` does not hold `rows * dim` values.
+    pub fn new(rows: usize, dim: usize, data: Vec<f32>) -> Self {
+        assert_eq!(data.len(), rows * dim, "{rows} rows of {dim} values");
+        Self { rows, dim, data }
+    }
+
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.data[index * self.dim..(index + 1) * self.dim]
+    }
+
+    pub fn is_finite(&self) -> bool {
+        self.data.iter().all(|value| value.is_finite())
+    }
+
+    /// The rows named by `indices`, in that order.
+    pub fn select(&self, indices: &[usize]) -> Self {
+        let data = indices.iter().flat_map(|&index| self.row(index));
+        Self::new(indices.len(), self.dim, data.copied().collect())
+    }
+
+    /// Each row divided by its L2 norm; a row of zeros stays one.
+    pub fn normalised(&self) -> Self {
+        let mut data = self.data.clone();
+        for row in data.chunks_exact_mut(self.dim.max(1)) {
+            let square: f64 = row.iter().map(|&value| f64::from(value).powi(2)).sum();
+            if square > 0.0 {
+                let scale = (1.0 / square.sqrt()) as f32;
+                row.iter_mut().for_each(|value| *value *= scale);
+            }
+        }
+        Self::new(self.rows, self.dim, data)
+    }
+}
+
+/// What is known of a probe set's frame besides its pixels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrameMeta {
+    pub stream_id: String,
+    pub captured_at: EventTime,
+    pub label: Option<String>,
+}
+
+/// Why an ancestor's embeddings are compared with; one version may be listed once for each role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ancestor {
+    /// The first one evaluated on the set: it learned the period.
+    Learned,
+    /// The one with the best kNN score on it.
+    Best,
+    /// The candidate's parent.
+    Parent,
 }
 
 /// Accuracies in 0..1 on one labelled probe set; `None` where the set has too few labels or streams.
@@ -34,8 +105,8 @@ pub struct Interval {
 /// Label-free measures of one embedding of one probe set.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
-    /// Mean squared distance between two views of a frame, both normalised; lower is better.
-    pub alignment: f64,
+    /// Mean squared distance between two views of a frame, both normalised; lower is better. `None`: no views were embedded.
+    pub alignment: Option<f64>,
     /// Log of the mean Gaussian potential of pairs; lower is more uniform.
     pub uniformity: f64,
     /// RankMe: exp of the entropy of the normalised singular values, 1..dim.
@@ -50,8 +121,9 @@ pub struct Drift {
     pub cka: f64,
     /// Mean share of the k nearest neighbours that both have.
     pub neighbour_overlap: f64,
-    /// Held-out R^2 of the old space as a linear function of the new one.
-    pub recoverability: f64,
+    /// Held-out R^2 of the old space as a linear function of the new one. `None`: the set can't be held out by
+    /// stream or by time.
+    pub recoverability: Option<f64>,
 }
 
 /// kNN accuracy of an ancestor minus the candidate's, on the same queries, bootstrapped over streams.

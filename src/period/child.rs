@@ -38,7 +38,9 @@ pub struct TrainingProcess {
 pub enum ChildEvent {
     Progress(Progress),
     /// It ended, well or not; a reason where it did not.
-    Ended { failure: Option<String> },
+    Ended {
+        failure: Option<String>,
+    },
 }
 
 impl TrainingProcess {
@@ -54,7 +56,8 @@ impl TrainingProcess {
             .kill_on_drop(true)
             .spawn()?;
         let stdin = child.stdin.take();
-        let stdout = child.stdout.take().ok_or_else(|| std::io::Error::other("the child has no standard output"))?;
+        let stdout =
+            child.stdout.take().ok_or_else(|| std::io::Error::other("the child has no standard output"))?;
         Ok(Self { child, stdin, lines: BufReader::new(stdout).lines(), reason: None })
     }
 
@@ -64,7 +67,9 @@ impl TrainingProcess {
             match serde_json::from_str::<Progress>(&line) {
                 Ok(Progress::Failed { reason }) => self.reason = Some(reason),
                 Ok(progress) => return Ok(ChildEvent::Progress(progress)),
-                Err(error) => tracing::warn!(%line, %error, "the training process wrote a line that is not progress"),
+                Err(error) => {
+                    tracing::warn!(%line, %error, "the training process wrote a line that is not progress")
+                }
             }
         }
         let status = self.child.wait().await?;
@@ -89,7 +94,10 @@ impl TrainingProcess {
             }
         });
         if ended.await.is_err() {
-            tracing::warn!(?patience, "the training process did not end in time and is killed: its last checkpoint counts");
+            tracing::warn!(
+                ?patience,
+                "the training process did not end in time and is killed: its last checkpoint counts"
+            );
             if let Err(error) = self.child.kill().await {
                 tracing::error!(%error, "the training process could not be killed");
             }
@@ -117,11 +125,15 @@ mod tests {
     async fn the_reason_of_a_failure_is_the_childs_own_where_it_gave_one() {
         let script = r#"echo '{"event":"failed","reason":"loss is NaN at step 7"}'; exit 1"#;
         let mut process = TrainingProcess::start(&shell(script), "job").unwrap();
-        let Ok(ChildEvent::Ended { failure: Some(reason) }) = process.next().await else { panic!("no failure") };
+        let Ok(ChildEvent::Ended { failure: Some(reason) }) = process.next().await else {
+            panic!("no failure")
+        };
         assert_eq!(reason, "loss is NaN at step 7");
 
         let mut killed = TrainingProcess::start(&shell("kill -9 $$"), "job").unwrap();
-        let Ok(ChildEvent::Ended { failure: Some(reason) }) = killed.next().await else { panic!("no failure") };
+        let Ok(ChildEvent::Ended { failure: Some(reason) }) = killed.next().await else {
+            panic!("no failure")
+        };
         assert!(reason.contains("signal: 9"), "{reason}");
     }
 

@@ -75,7 +75,7 @@ pub enum LearnError {
     Process(#[from] std::io::Error),
 }
 
-pub struct Learner {
+pub struct Controller {
     pub registry: Arc<dyn Registry>,
     pub store: Arc<Store>,
     pub paths: Paths,
@@ -92,7 +92,7 @@ struct Running {
     phase: Child,
 }
 
-impl Learner {
+impl Controller {
     /// Waits for the lease, learns while it is held, until `cancel`; then lets the training process write a
     /// checkpoint, frees the lease and returns.
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), LearnError> {
@@ -101,7 +101,7 @@ impl Learner {
                 Ok(Some(lease)) => {
                     tracing::info!(token = lease.token, "this process is the learner");
                     metrics::gauge!(crate::metrics::LEASE_HELD).set(1.0);
-                    Session { learner: self, lease, running: None, looks: 0 }.hold(&cancel).await;
+                    Session { controller: self, lease, running: None, looks: 0 }.hold(&cancel).await;
                     metrics::gauge!(crate::metrics::LEASE_HELD).set(0.0);
                 }
                 Ok(None) => tracing::debug!("another process is the learner"),
@@ -123,7 +123,7 @@ impl Learner {
 
 /// The time for which one lease is held.
 struct Session<'a> {
-    learner: &'a Learner,
+    controller: &'a Controller,
     lease: Lease,
     running: Option<Running>,
     looks: u64,
@@ -131,7 +131,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn hold(mut self, cancel: &CancellationToken) {
-        let renew_every = Duration::from_millis((self.learner.settings.lease_ttl_ms / 3).max(1) as u64);
+        let renew_every = Duration::from_millis((self.controller.settings.lease_ttl_ms / 3).max(1) as u64);
         let mut renewal = tokio::time::interval(renew_every);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -156,19 +156,19 @@ impl Session<'_> {
 
     /// A learner that was fenced kills its process at once; otherwise the process may write a checkpoint.
     async fn end(self, fenced: bool) {
-        let Self { learner, lease, running, .. } = self;
+        let Self { controller, lease, running, .. } = self;
         if let Some(running) = running {
-            let patience = if fenced { Duration::ZERO } else { learner.settings.drain };
+            let patience = if fenced { Duration::ZERO } else { controller.settings.drain };
             metrics::counter!(crate::metrics::TRAIN_ATTEMPTS, "outcome" => "interrupted").increment(1);
             running.process.stop(patience).await;
         }
-        if let Err(error) = learner.registry.release_lease(&lease).await {
+        if let Err(error) = controller.registry.release_lease(&lease).await {
             tracing::warn!(%error, "the learner's lease could not be freed; it runs out by itself");
         }
     }
 
     async fn renew(&mut self) -> Result<(), LearnError> {
-        let Learner { registry, settings, clock, .. } = self.learner;
+        let Controller { registry, settings, clock, .. } = self.controller;
         self.lease = registry.renew_lease(&self.lease, settings.lease_ttl_ms, clock()).await?;
         Ok(())
     }
@@ -178,8 +178,8 @@ impl Session<'_> {
         let Some(running) = &mut self.running else { return Ok(()) };
         match event {
             Ok(ChildEvent::Progress(progress)) => {
-                report::progress(&progress, self.learner.settings.job.optimisation.batch);
-                if let Some(listener) = &self.learner.listener {
+                report::progress(&progress, self.controller.settings.job.optimisation.batch);
+                if let Some(listener) = &self.controller.listener {
                     listener(running.period, &progress);
                 }
                 if matches!(progress, Progress::Trained { .. }) {
@@ -200,7 +200,7 @@ impl Session<'_> {
         if let Some(reason) = failure {
             let Running { period, attempt, .. } = running;
             tracing::error!(%period, attempt, %reason, "the training process failed");
-            self.learner.registry.record_failure(&self.lease, period, attempt, &reason).await?;
+            self.controller.registry.record_failure(&self.lease, period, attempt, &reason).await?;
         }
         self.look().await
     }
@@ -209,7 +209,7 @@ impl Session<'_> {
     async fn look(&mut self) -> Result<(), LearnError> {
         while self.advance().await? {}
         if self.looks.is_multiple_of(SWEEP_EVERY_LOOKS) {
-            let Learner { registry, store, paths, .. } = self.learner;
+            let Controller { registry, store, paths, .. } = self.controller;
             sweep::orphans(registry.as_ref(), store, paths).await?;
         }
         self.looks += 1;
@@ -218,13 +218,13 @@ impl Session<'_> {
 
     /// The first step that is not a wait, over all periods in order; false if there is none.
     async fn advance(&mut self) -> Result<bool, LearnError> {
-        let registry = self.learner.registry.as_ref();
+        let registry = self.controller.registry.as_ref();
         let periods = registry.periods().await?;
         report::periods(&periods);
         for (index, record) in periods.iter().enumerate() {
             let span = tracing::info_span!("period", period = %record.id);
             let (observed, outcome) = self.observe(&periods, index).await?;
-            let step = next_step(record, &observed, &self.learner.settings.policy);
+            let step = next_step(record, &observed, &self.controller.settings.policy);
             if matches!(step, Step::Wait(_)) {
                 continue;
             }
@@ -239,7 +239,7 @@ impl Session<'_> {
         periods: &[PeriodRecord],
         index: usize,
     ) -> Result<(Observed, Option<(Outcome, Verdict)>), LearnError> {
-        let Learner { registry, settings, clock, .. } = self.learner;
+        let Controller { registry, settings, clock, .. } = self.controller;
         let record = &periods[index];
         let (earlier, later) = (&periods[..index], &periods[index + 1..]);
         let learning = matches!(record.state, PeriodState::Training | PeriodState::Evaluating);
@@ -279,15 +279,15 @@ impl Session<'_> {
         if attempt.start == 0 {
             return Ok(None);
         }
-        let prefix = self.learner.paths.start(attempt.period, attempt.number, attempt.start);
+        let prefix = self.controller.paths.start(attempt.period, attempt.number, attempt.start);
         let path = format!("{prefix}/{}", output::OUTCOME);
-        let bytes = match self.learner.store.get(&path).await {
+        let bytes = match self.controller.store.get(&path).await {
             Ok(bytes) => bytes,
             Err(StoreError::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let outcome: Outcome =
-            serde_json::from_slice(&bytes).map_err(|source| LearnError::Outcome { path: path.clone(), source })?;
+        let outcome: Outcome = serde_json::from_slice(&bytes)
+            .map_err(|source| LearnError::Outcome { path: path.clone(), source })?;
         if outcome.schema > SCHEMA {
             return Err(LearnError::Schema { path, found: outcome.schema });
         }
@@ -301,7 +301,7 @@ impl Session<'_> {
         observed: Observed,
         outcome: Option<(Outcome, Verdict)>,
     ) -> Result<(), LearnError> {
-        let registry = &self.learner.registry;
+        let registry = &self.controller.registry;
         match step {
             Step::Wait(_) => {}
             Step::Seal => self.seal(record, observed.watermark).await?,
@@ -331,12 +331,12 @@ impl Session<'_> {
     }
 
     async fn settle(&self, period: PeriodId, state: PeriodState, reason: &str) -> Result<(), LearnError> {
-        let Learner { registry, clock, .. } = self.learner;
+        let Controller { registry, clock, .. } = self.controller;
         Ok(registry.settle_unpublished(&self.lease, period, state, reason, clock()).await?)
     }
 
     async fn seal(&self, record: &PeriodRecord, watermark: Option<EventTime>) -> Result<(), LearnError> {
-        let Learner { registry, settings, clock, .. } = self.learner;
+        let Controller { registry, settings, clock, .. } = self.controller;
         let next = following(record.end, settings.period_length_ms, watermark);
         let sealed = registry.seal(&self.lease, record.id, settings.min_frames, next, clock()).await?;
         for (period, outcome) in sealed {
@@ -346,9 +346,13 @@ impl Session<'_> {
     }
 
     /// A start that can't even begin counts as one that failed, so that a broken job doesn't try for ever.
-    async fn start_child(&mut self, record: &PeriodRecord, attempt: Option<AttemptRecord>) -> Result<(), LearnError> {
+    async fn start_child(
+        &mut self,
+        record: &PeriodRecord,
+        attempt: Option<AttemptRecord>,
+    ) -> Result<(), LearnError> {
         let Some(mut attempt) = attempt else { return Ok(()) };
-        let Learner { registry, .. } = self.learner;
+        let Controller { registry, .. } = self.controller;
         attempt.start = registry.begin_start(&self.lease, record.id, attempt.number).await?;
         match self.launch(record, &attempt).await {
             Ok(process) => {
@@ -370,8 +374,12 @@ impl Session<'_> {
         }
     }
 
-    async fn launch(&self, record: &PeriodRecord, attempt: &AttemptRecord) -> Result<TrainingProcess, LearnError> {
-        let Learner { registry, store, paths, settings, .. } = self.learner;
+    async fn launch(
+        &self,
+        record: &PeriodRecord,
+        attempt: &AttemptRecord,
+    ) -> Result<TrainingProcess, LearnError> {
+        let Controller { registry, store, paths, settings, .. } = self.controller;
         let job = job::build(registry.as_ref(), paths, &settings.job, record, attempt).await?;
         let path = format!("{}/{}", job.output_prefix, output::JOB);
         let bytes = serde_json::to_vec_pretty(&job).map_err(std::io::Error::other)?;
@@ -387,7 +395,7 @@ impl Session<'_> {
         attempt: &AttemptRecord,
         (outcome, verdict): (Outcome, Verdict),
     ) -> Result<(), LearnError> {
-        let Learner { registry, store, paths, settings, clock, .. } = self.learner;
+        let Controller { registry, store, paths, settings, clock, .. } = self.controller;
         let release = release::Release {
             registry: registry.as_ref(),
             store,
@@ -397,6 +405,7 @@ impl Session<'_> {
             attempt,
             outcome: &outcome,
             verdict: &verdict,
+            limits: &settings.gate,
             job: &settings.job,
         };
         let (version, published) = release.publish(clock()).await?;
@@ -414,7 +423,7 @@ impl Session<'_> {
 
     /// The rows go first: an object without a row is an orphan, which the sweep finds again after a crash.
     async fn expire(&self, period: PeriodId) -> Result<(), LearnError> {
-        let Learner { registry, store, paths, clock, .. } = self.learner;
+        let Controller { registry, store, paths, clock, .. } = self.controller;
         let objects = registry.expire(&self.lease, period, clock()).await?;
         failpoint::reach("learn.expire.before_delete");
         for object in &objects {

@@ -12,7 +12,8 @@ use super::history;
 use crate::eval::Ancestor;
 use crate::eval::forgetting::{History, HistoryError};
 use crate::registry::{
-    AttemptRecord, PeriodRecord, ProbeSetRecord, Registry, RegistryError, ScoreRecord, SegmentRecord, VersionRecord,
+    AttemptRecord, PeriodRecord, ProbeSetRecord, Registry, RegistryError, ScoreRecord, SegmentRecord,
+    VersionRecord,
 };
 use crate::store::paths::Paths;
 use crate::train::spec::{
@@ -99,7 +100,10 @@ pub async fn build(
         attempt: attempt.number,
         start: attempt.start,
         output_prefix: paths.start(period.id, attempt.number, attempt.start),
-        earlier_prefixes: (1..attempt.start).rev().map(|s| paths.start(period.id, attempt.number, s)).collect(),
+        earlier_prefixes: (1..attempt.start)
+            .rev()
+            .map(|s| paths.start(period.id, attempt.number, s))
+            .collect(),
         device: settings.device.clone(),
         threads: settings.threads,
         checkpoint_steps: settings.checkpoint_steps,

@@ -8,13 +8,18 @@
 //!   frames it moves over ([`Registry::commit_flush`]). So each frame has exactly one live segment.
 //! * A period's segment list never changes after the period was sealed. `commit_flush` reads the states of its
 //!   periods in its own transaction and fails with [`RegistryError::PeriodSealed`].
-//! * Periods are sealed in order of their start.
+//! * Periods are sealed in order of their start, and none is made before one that was sealed.
 //! * What the learner writes carries its [`Lease`]; a lease that another holder has taken over since is
 //!   refused with [`RegistryError::Fenced`], whatever the clock of the old holder says.
 //! * A version number is drawn from a sequence and never drawn again; a version is visible or it isn't;
 //!   `latest` moves in the transaction that makes a version visible, and only from that version's parent.
 //!
-//! The clock is the caller's: methods that need the time take it.
+//! The clock is the caller's: methods that need the time take it. Every writing method passes two failpoints,
+//! `registry.METHOD.before_commit` and `registry.METHOD.after_commit`, and counts its outcome.
+
+pub mod sqlite;
+#[cfg(test)]
+mod suite;
 
 use std::collections::BTreeMap;
 
@@ -45,11 +50,29 @@ pub enum RegistryError {
     /// The database did not answer or refused: try again, nothing is known about this transaction.
     #[error("the registry is unavailable: {0}")]
     Unavailable(#[source] sqlx::Error),
+    /// What was to be written breaks a rule of the schema: a defect of the caller, which repeating won't mend.
+    #[error("the registry's schema refuses it: {0}")]
+    Refused(#[source] sqlx::Error),
     /// A stored value can't be read back: somebody must act.
     #[error("the registry holds {value:?} as {what}")]
     Corrupt { what: &'static str, value: String },
     #[error("the registry's schema could not be migrated: {0}")]
     Migration(#[source] sqlx::migrate::MigrateError),
+}
+
+impl From<sqlx::Error> for RegistryError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::error::ErrorKind;
+        match &error {
+            sqlx::Error::ColumnDecode { index, source } => {
+                Self::Corrupt { what: "a column", value: format!("{index}: {source}") }
+            }
+            sqlx::Error::Database(refusal) if !matches!(refusal.kind(), ErrorKind::Other) => {
+                Self::Refused(error)
+            }
+            _ => Self::Unavailable(error),
+        }
+    }
 }
 
 pub type Result<T> = std::result::Result<T, RegistryError>;
@@ -159,6 +182,11 @@ impl PeriodState {
             Self::Expired => "expired",
         }
     }
+
+    /// Reads [`PeriodState::as_str`] back.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -166,7 +194,7 @@ pub struct PeriodRecord {
     pub id: PeriodId,
     pub end: EventTime,
     pub state: PeriodState,
-    /// Frames and bytes of its live segments; after expiry what they were.
+    /// Frames and bytes of its live segments; after a merge or expiry what they were.
     pub frames: u64,
     pub bytes: u64,
     /// An operator has asked for it to be closed whatever the watermark.
@@ -247,6 +275,8 @@ pub struct VersionRecord {
 pub struct Publication {
     pub version: Version,
     pub manifest: String,
+    /// Every file of the version, manifest and card included, relative to its prefix: replaces the reserved list.
+    pub files: Vec<FileRef>,
     pub scores: Vec<ScoreRecord>,
     /// The period's own probe set, if it has one.
     pub probe_set: Option<ProbeSetRecord>,
@@ -266,7 +296,7 @@ pub enum Published {
 pub struct Lease {
     pub name: String,
     pub holder: String,
-    /// Larger with each new holder.
+    /// Larger with each acquisition, by the same holder too.
     pub token: u64,
     pub expires_at: EventTime,
 }
@@ -291,11 +321,13 @@ pub trait Registry: Send + Sync {
     async fn position(&self, partition: &TopicPartition) -> Result<Option<PositionRecord>>;
     /// Records where a partition starts, if nobody has yet; returns the position that counts.
     async fn start_position(&self, partition: &TopicPartition, start: i64) -> Result<i64>;
-    /// Sets a position by an operator's order (`positions reset`), whatever it was.
+    /// Sets a position by an operator's order (`positions reset`), whatever it was. Clears `caught_up`. Offsets that
+    /// are read once more by it are frames once more, unless the flush comes out with the same object name.
     async fn reset_position(&self, partition: &TopicPartition, position: i64) -> Result<()>;
-    /// Segments, watermark and position together. Errors: `PositionMoved`, `PeriodSealed`. Clears `caught_up`.
+    /// Segments, watermark and position together. Errors: `PositionMoved`, `PeriodSealed` (also for a period that
+    /// does not exist and starts before one that was sealed). Clears `caught_up`.
     async fn commit_flush(&self, flush: &Flush) -> Result<()>;
-    /// Records or clears the owner's report, as long as the position is still `position`.
+    /// Records or clears the owner's report; `PositionMoved` if the position is not `position` any more.
     async fn report_caught_up(
         &self,
         partition: &TopicPartition,
@@ -318,8 +350,9 @@ pub trait Registry: Send + Sync {
     async fn live_objects(&self) -> Result<LiveObjects>;
     /// An operator's wish: the learner seals it, and all before it, at its next look.
     async fn request_close(&self, id: PeriodId) -> Result<()>;
-    /// Seals the period and every open one before it, in order. One with fewer than `min_frames` is merged into
-    /// the oldest period that stays open, or into `next` (made then) if none does.
+    /// Closes every open period up to this one, one after the other by start, so that the result is the same
+    /// whether they are closed by one call or by several. One with fewer than `min_frames` is merged into the
+    /// oldest one still open after it, or into `next` (made then) if there is none. Repeating it changes nothing.
     async fn seal(
         &self,
         lease: &Lease,
@@ -333,8 +366,9 @@ pub trait Registry: Send + Sync {
 
     // --- the learner ---
 
-    /// sealed -> training with a new attempt whose parent is what `latest` names now; from training or evaluating
-    /// (another program version found it) a further attempt with the old parent.
+    /// sealed -> training with a new attempt whose parent is what `latest` names now, once every earlier period is
+    /// settled; from training or evaluating (another program version found it) a further attempt with the old
+    /// parent. With the newest attempt's own program version it changes nothing and returns that attempt.
     async fn begin_attempt(
         &self,
         lease: &Lease,
@@ -354,7 +388,7 @@ pub trait Registry: Send + Sync {
     ) -> Result<u32>;
     /// training -> evaluating. Repeating it changes nothing.
     async fn set_evaluating(&self, lease: &Lease, period: PeriodId) -> Result<()>;
-    /// training or evaluating -> rejected or failed, with the reason. The probe set is kept if given.
+    /// training or evaluating -> rejected or failed, with the reason. Repeating it changes nothing.
     async fn settle_unpublished(
         &self,
         lease: &Lease,
@@ -363,7 +397,8 @@ pub trait Registry: Send + Sync {
         reason: &str,
         now: EventTime,
     ) -> Result<()>;
-    /// Draws a version number for an attempt and stores its files' hashes; an attempt that has one keeps it.
+    /// Draws a version number for the newest attempt of an evaluating period and stores its files' hashes; an
+    /// attempt that has a number keeps it, with the hashes given last.
     async fn reserve_version(
         &self,
         lease: &Lease,
@@ -375,6 +410,7 @@ pub trait Registry: Send + Sync {
     /// if it names the version's parent. Repeating it changes nothing and says `LatestMoved` if `latest` is it.
     async fn publish(&self, lease: &Lease, publication: &Publication, now: EventTime) -> Result<Published>;
     /// published, rejected or failed -> expired: its segment rows go; returns their objects for deletion.
+    /// Repeating it returns none: what an earlier call could not delete is left to the sweep.
     async fn expire(&self, lease: &Lease, period: PeriodId, now: EventTime) -> Result<Vec<FileRef>>;
 
     // --- what is published ---
@@ -390,7 +426,8 @@ pub trait Registry: Send + Sync {
 
     // --- leases ---
 
-    /// Takes the lease if it is free, expired at `now` or already `holder`'s; `None` if somebody else has it.
+    /// Takes the lease if it is free, expired at `now` or already `holder`'s; `None` if somebody else has it. What
+    /// was acquired before is fenced from then on: a holder extends its lease by `renew_lease`.
     async fn acquire_lease(
         &self,
         name: &str,
@@ -408,6 +445,6 @@ pub trait Registry: Send + Sync {
 #[derive(Debug, Clone, PartialEq)]
 pub struct LiveObjects {
     pub paths: std::collections::BTreeSet<String>,
-    /// Position by (topic id, partition).
+    /// Position by (topic id, partition), those of past incarnations of a topic included.
     pub positions: BTreeMap<(TopicId, i32), i64>,
 }

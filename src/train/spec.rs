@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::eval::Ancestor;
 use crate::model::EncoderSpec;
 use crate::types::{EventTime, FileRef, PeriodId, TopicPartition, Version};
 
@@ -158,25 +159,12 @@ pub struct KeptEmbedding {
     pub file: FileRef,
 }
 
-/// Why an ancestor's embeddings are compared with; one version may be listed once for each role.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ancestor {
-    /// The first one evaluated on the set: it learned the period.
-    Learned,
-    /// The one with the best kNN score on it.
-    Best,
-    /// The candidate's parent.
-    Parent,
-}
-
 /// Names of what a start writes below its prefix.
 pub mod output {
     pub const JOB: &str = "job.json";
     pub const ENCODER: &str = "encoder.safetensors";
     pub const PROJECTOR: &str = "projector.safetensors";
     pub const CONFIG: &str = "config.json";
-    pub const EVALUATION: &str = "evaluation.json";
     pub const PROBE_SET: &str = "probe_set.parquet";
     /// The last one: it names all others with their hashes. A start without it did not finish.
     pub const OUTCOME: &str = "outcome.json";
@@ -209,6 +197,9 @@ pub struct Outcome {
     pub seconds: f64,
     pub device: String,
     pub program_version: String,
+    /// The attempt's seed and the recipe's settings (not its inputs), for the manifest.
+    pub seed: u64,
+    pub hyper_parameters: serde_json::Value,
 }
 
 /// One line on the child's standard output.
@@ -216,14 +207,38 @@ pub struct Outcome {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Progress {
     /// Frames are being copied to the local scratch file.
-    Loading { frames: u64 },
-    Loaded { train_frames: u64, probe_frames: u64, steps: u64 },
-    Resumed { step: u64 },
-    Step { step: u64, steps: u64, total: f64, ntxent: f64, distillation: f64, learning_rate: f64, images_per_second: f64 },
-    Checkpoint { step: u64 },
-    Trained { step: u64 },
-    Evaluating { period: PeriodId },
+    Loading {
+        frames: u64,
+    },
+    Loaded {
+        train_frames: u64,
+        probe_frames: u64,
+        steps: u64,
+    },
+    Resumed {
+        step: u64,
+    },
+    Step {
+        step: u64,
+        steps: u64,
+        total: f64,
+        ntxent: f64,
+        distillation: f64,
+        learning_rate: f64,
+        images_per_second: f64,
+    },
+    Checkpoint {
+        step: u64,
+    },
+    Trained {
+        step: u64,
+    },
+    Evaluating {
+        period: PeriodId,
+    },
     Finished,
     /// The last line of a start that could not go on; the exit code is not 0 then.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }

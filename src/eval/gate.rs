@@ -1,0 +1,282 @@
+//! The gate: whether a candidate may be published.
+//!
+//! A pure function of the evaluation and the limits. Reasons are asked in a fixed order, the most fundamental
+//! first, and the first that holds is the verdict. A limit on forgetting is broken only when the whole 95 % interval
+//! lies beyond it: a small probe set is no ground for throwing a period's training away.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Evaluation, Interval, Loss, ProbeEvaluation};
+use crate::types::{PeriodId, Version};
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GateLimits {
+    /// Smallest RankMe on the new probe set, in dimensions (1 is a point or a line). Larger refuses encoders that use
+    /// few directions for good; smaller lets a collapsed one through.
+    pub min_effective_rank: f64,
+    /// Largest loss of kNN accuracy against the parent on any earlier period's probe set, 0..1.
+    pub max_parent_loss: f64,
+    /// The same against the best ancestor: what may be lost over all periods together.
+    pub max_cumulative_loss: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    Accepted,
+    Rejected { reason: Reason },
+}
+
+/// Why a candidate is refused. `Display` is a sentence with the values, [`Reason::name`] the metric's label.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum Reason {
+    /// A weight, an embedding or a measure is NaN or infinite.
+    NotFinite,
+    /// The embedding has shrunk to few directions.
+    Collapsed { period: PeriodId, effective_rank: f64, limit: f64 },
+    /// The contrastive loss on the new period is no lower than before training.
+    LearnedNothing { period: PeriodId, candidate_loss: f64, reference_loss: f64, first: bool },
+    /// More lost in this one period than allowed.
+    ForgotParent { period: PeriodId, against: Version, loss: Interval, limit: f64 },
+    /// More lost since the best ancestor than allowed.
+    ForgotCumulative { period: PeriodId, against: Version, loss: Interval, limit: f64 },
+}
+
+impl Reason {
+    /// Every name, for metrics that exist before the first verdict.
+    pub const NAMES: [&str; 5] =
+        ["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative"];
+
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::NotFinite => Self::NAMES[0],
+            Self::Collapsed { .. } => Self::NAMES[1],
+            Self::LearnedNothing { .. } => Self::NAMES[2],
+            Self::ForgotParent { .. } => Self::NAMES[3],
+            Self::ForgotCumulative { .. } => Self::NAMES[4],
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFinite => write!(f, "a weight, an embedding or a measure is not finite"),
+            Self::Collapsed { period, effective_rank, limit } => write!(
+                f,
+                "collapsed: effective rank {effective_rank:.2} on the probe set of {period} is below {limit}"
+            ),
+            Self::LearnedNothing { period, candidate_loss, reference_loss, first } => write!(
+                f,
+                "learned nothing: contrastive loss {candidate_loss:.4} on the probe set of {period} is not below \
+                 its {}'s {reference_loss:.4}",
+                if *first { "initial weight" } else { "teacher" }
+            ),
+            Self::ForgotParent { period, against, loss, limit } => {
+                write!(f, "forgot too much of {period} against its parent {against}: {}", lost(*loss, *limit))
+            }
+            Self::ForgotCumulative { period, against, loss, limit } => {
+                write!(
+                    f,
+                    "forgot too much of {period} since its best ancestor {against}: {}",
+                    lost(*loss, *limit)
+                )
+            }
+        }
+    }
+}
+
+fn lost(loss: Interval, limit: f64) -> String {
+    format!(
+        "kNN accuracy fell by {:.1} points (95 %: {:.1} to {:.1}), allowed are {:.1}",
+        loss.estimate * 100.0,
+        loss.lower * 100.0,
+        loss.upper * 100.0,
+        limit * 100.0
+    )
+}
+
+/// `is_first`: the candidate has no parent and was compared with its own initial weights.
+pub fn decide(evaluation: &Evaluation, limits: &GateLimits, is_first: bool) -> Verdict {
+    let reason = not_finite(evaluation)
+        .or_else(|| collapsed(evaluation, limits))
+        .or_else(|| learned_nothing(evaluation, is_first))
+        .or_else(|| forgot_parent(evaluation, limits))
+        .or_else(|| forgot_cumulative(evaluation, limits));
+    match reason {
+        Some(reason) => Verdict::Rejected { reason },
+        None => Verdict::Accepted,
+    }
+}
+
+fn not_finite(evaluation: &Evaluation) -> Option<Reason> {
+    let measures = evaluation
+        .new_probe
+        .iter()
+        .flat_map(|probe| [probe.candidate_loss, probe.reference_loss, probe.shape.effective_rank]);
+    let ranks = evaluation.probes.iter().map(|probe| probe.shape.effective_rank);
+    let finite = evaluation.finite && measures.chain(ranks).all(f64::is_finite);
+    (!finite).then_some(Reason::NotFinite)
+}
+
+fn collapsed(evaluation: &Evaluation, limits: &GateLimits) -> Option<Reason> {
+    let probe = evaluation.new_probe.as_ref()?;
+    let (effective_rank, limit) = (probe.shape.effective_rank, limits.min_effective_rank);
+    (effective_rank < limit).then_some(Reason::Collapsed { period: probe.period, effective_rank, limit })
+}
+
+fn learned_nothing(evaluation: &Evaluation, first: bool) -> Option<Reason> {
+    let probe = evaluation.new_probe.as_ref()?;
+    let (candidate_loss, reference_loss) = (probe.candidate_loss, probe.reference_loss);
+    (candidate_loss >= reference_loss).then_some(Reason::LearnedNothing {
+        period: probe.period,
+        candidate_loss,
+        reference_loss,
+        first,
+    })
+}
+
+fn forgot_parent(evaluation: &Evaluation, limits: &GateLimits) -> Option<Reason> {
+    let limit = limits.max_parent_loss;
+    let (period, Loss { against, knn: loss }) = worst(evaluation, |probe| probe.parent_loss, limit)?;
+    Some(Reason::ForgotParent { period, against, loss, limit })
+}
+
+fn forgot_cumulative(evaluation: &Evaluation, limits: &GateLimits) -> Option<Reason> {
+    let limit = limits.max_cumulative_loss;
+    let (period, Loss { against, knn: loss }) = worst(evaluation, |probe| probe.best_loss, limit)?;
+    Some(Reason::ForgotCumulative { period, against, loss, limit })
+}
+
+/// Of the losses that are beyond the limit with certainty the surest.
+fn worst(
+    evaluation: &Evaluation,
+    loss_of: impl Fn(&ProbeEvaluation) -> Option<Loss>,
+    limit: f64,
+) -> Option<(PeriodId, Loss)> {
+    evaluation
+        .probes
+        .iter()
+        .filter_map(|probe| Some((probe.period, loss_of(probe)?)))
+        .filter(|(_, loss)| loss.knn.lower > limit)
+        .max_by(|a, b| a.1.knn.lower.total_cmp(&b.1.knn.lower))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::{Accuracies, NewProbeEvaluation, Shape};
+    use crate::types::EventTime;
+
+    const LIMITS: GateLimits =
+        GateLimits { min_effective_rank: 4.0, max_parent_loss: 0.05, max_cumulative_loss: 0.1 };
+
+    fn period(day: i64) -> PeriodId {
+        PeriodId(EventTime(day * 86_400_000))
+    }
+
+    fn shape(effective_rank: f64) -> Shape {
+        Shape { alignment: None, uniformity: -2.0, effective_rank }
+    }
+
+    fn loss(lower: f64, estimate: f64, upper: f64) -> Option<Loss> {
+        Some(Loss { against: Version(1), knn: Interval { estimate, lower, upper } })
+    }
+
+    fn probe(day: i64, parent_loss: Option<Loss>, best_loss: Option<Loss>) -> ProbeEvaluation {
+        ProbeEvaluation {
+            period: period(day),
+            frames: 100,
+            accuracies: Accuracies::default(),
+            shape: shape(20.0),
+            drift: None,
+            parent_loss,
+            best_loss,
+        }
+    }
+
+    fn good() -> Evaluation {
+        Evaluation {
+            finite: true,
+            new_probe: Some(NewProbeEvaluation {
+                period: period(9),
+                frames: 100,
+                candidate: Accuracies::default(),
+                reference: Accuracies::default(),
+                shape: shape(20.0),
+                candidate_loss: 2.0,
+                reference_loss: 2.5,
+            }),
+            probes: vec![probe(1, loss(-0.01, 0.01, 0.03), loss(0.0, 0.02, 0.04))],
+        }
+    }
+
+    fn reason(change: impl Fn(&mut Evaluation)) -> Option<Reason> {
+        let mut evaluation = good();
+        change(&mut evaluation);
+        match decide(&evaluation, &LIMITS, false) {
+            Verdict::Accepted => None,
+            Verdict::Rejected { reason } => Some(reason),
+        }
+    }
+
+    fn name(change: impl Fn(&mut Evaluation)) -> &'static str {
+        reason(change).map_or("accepted", |reason| reason.name())
+    }
+
+    fn with_new(change: impl Fn(&mut NewProbeEvaluation)) -> &'static str {
+        name(|evaluation| change(evaluation.new_probe.as_mut().unwrap()))
+    }
+
+    #[test]
+    fn a_good_candidate_is_accepted_with_and_without_a_new_probe_set() {
+        assert_eq!(name(|_| ()), "accepted");
+        assert_eq!(name(|evaluation| evaluation.new_probe = None), "accepted");
+    }
+
+    #[test]
+    fn each_fault_has_its_reason() {
+        assert_eq!(name(|evaluation| evaluation.finite = false), "not_finite");
+        assert_eq!(with_new(|new| new.candidate_loss = f64::NAN), "not_finite");
+        assert_eq!(with_new(|new| new.shape.effective_rank = 1.2), "collapsed");
+        assert_eq!(with_new(|new| new.candidate_loss = 2.5), "learned_nothing");
+        let probes = |probe| move |evaluation: &mut Evaluation| evaluation.probes = vec![probe];
+        assert_eq!(name(|e| probes(probe(1, loss(0.06, 0.1, 0.2), None))(e)), "forgot_parent");
+        assert_eq!(name(|e| probes(probe(1, None, loss(0.11, 0.2, 0.3)))(e)), "forgot_cumulative");
+    }
+
+    #[test]
+    fn a_loss_whose_interval_reaches_below_the_limit_is_not_broken() {
+        let uncertain = |evaluation: &mut Evaluation| {
+            evaluation.probes = vec![probe(1, loss(0.04, 0.2, 0.4), loss(0.1, 0.3, 0.5))];
+        };
+        assert_eq!(name(uncertain), "accepted");
+    }
+
+    #[test]
+    fn the_sentence_names_the_surest_loss_and_its_values() {
+        let found = reason(|evaluation| {
+            evaluation.probes =
+                vec![probe(1, loss(0.06, 0.1, 0.2), None), probe(2, loss(0.08, 0.09, 0.1), None)];
+        });
+        assert_eq!(
+            found.unwrap().to_string(),
+            "forgot too much of 19700103T000000Z against its parent v000001: kNN accuracy fell by 9.0 points \
+             (95 %: 8.0 to 10.0), allowed are 5.0"
+        );
+    }
+
+    #[test]
+    fn a_verdict_reads_back_from_json() {
+        let rejected = Verdict::Rejected {
+            reason: Reason::Collapsed { period: period(9), effective_rank: 1.5, limit: 4.0 },
+        };
+        for verdict in [Verdict::Accepted, rejected] {
+            let text = serde_json::to_string(&verdict).unwrap();
+            assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), verdict);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+use super::*;
+use crate::eval::golden;
+
+#[test]
+fn accuracy_and_weights_equal_scikit_learns() {
+    let (points, labels, split) = (golden::points(), golden::labels(), golden::halves());
+    assert!((linear(&points, &labels, &split) - golden::LINEAR).abs() < 1e-12);
+
+    let x = Matrix::from_embeddings(&points.select(&split.bank));
+    let problem = Problem {
+        x: Standardiser::fit(&x).apply(&x),
+        targets: (0..60).map(|i| i % 3).collect(),
+        classes: 3,
+        l2: 1.0 / 60.0,
+    };
+    let weights = minimise(&problem);
+    let squared: f64 = weights[..18].iter().map(|weight| weight * weight).sum();
+    assert!((squared - golden::WEIGHTS).abs() < 1e-3, "{squared}");
+}
+
+#[test]
+fn the_gradient_equals_finite_differences() {
+    let x = Matrix::from_embeddings(&golden::points().select(&(0..20).collect::<Vec<_>>()));
+    let problem = Problem { x, targets: (0..20).map(|i| i % 3).collect(), classes: 3, l2: 0.1 };
+    let weights: Vec<f64> = (0..21).map(|i| 0.1 * f64::from(i) - 1.0).collect();
+    let (_, gradient) = problem.evaluate(&weights);
+    for index in 0..weights.len() {
+        let at = |offset: f64| {
+            let mut moved = weights.clone();
+            moved[index] += offset;
+            problem.evaluate(&moved).0
+        };
+        let numeric = (at(1e-6) - at(-1e-6)) / 2e-6;
+        assert!((numeric - gradient[index]).abs() < 1e-7, "{index}: {numeric} {}", gradient[index]);
+    }
+}
+
+#[test]
+fn separable_labels_are_learned_from_few_shots() {
+    let data = (0..200).flat_map(|i: u32| {
+        let noise = (f64::from(i) * 1.7).sin() as f32 * 0.3;
+        [if i % 2 == 0 { 1.0 } else { -1.0 } + noise, noise * 2.0, 4.0]
+    });
+    let points = Embeddings::new(200, 3, data.collect());
+    let labels: Vec<u32> = (0..200).map(|i| i % 2).collect();
+    let split = Split { bank: (0..100).collect(), queries: (100..200).collect() };
+    assert_eq!(linear(&points, &labels, &split), 1.0);
+    assert_eq!(few_shot(&points, &labels, &split), 1.0);
+}
+
+#[test]
+fn a_draw_takes_ten_of_each_label_and_another_draw_others() {
+    let labels: Vec<u32> = (0..300).map(|i| if i < 4 { 9 } else { i % 2 }).collect();
+    let bank: Vec<usize> = (0..300).collect();
+    let drawn = draw_shots(&labels, &bank, 0);
+    let count = |label| drawn.iter().filter(|&&row| labels[row] == label).count();
+    assert_eq!((count(0), count(1), count(9)), (10, 10, 4));
+    assert_eq!(drawn, draw_shots(&labels, &bank, 0));
+    assert_ne!(drawn, draw_shots(&labels, &bank, 1));
+}
+
+#[test]
+fn a_query_whose_label_the_bank_lacks_is_answered_wrongly() {
+    let points = Embeddings::new(3, 1, vec![-1.0, 1.0, 1.0]);
+    let split = Split { bank: vec![0, 1], queries: vec![1, 2] };
+    assert_eq!(linear(&points, &[0, 1, 2], &split), 0.5);
+}

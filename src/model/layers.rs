@@ -1,0 +1,155 @@
+//! The layers of which encoders and heads are made: tensors out of `Weights`, put through `ops`.
+//!
+//! Images between layers are channels-last, [batch, height, width, channels].
+
+use candle_core::Tensor;
+
+use super::ops::{self, Activation, BatchNormInput, Moments, Window};
+use super::weights::{Buffer, Weights};
+use super::{Mode, ModelError};
+
+/// torch's defaults for `BatchNorm`.
+const BATCH_NORM_EPS: f64 = 1e-5;
+const BATCH_NORM_MOMENTUM: f64 = 0.1;
+
+/// Convolution without bias, [batch, height, width, in] -> [batch, height', width', out].
+pub(super) struct Conv {
+    weight: Tensor,
+    window: Window,
+}
+
+impl Conv {
+    pub(super) fn new(
+        weights: &Weights,
+        name: &str,
+        channels: (usize, usize),
+        window: Window,
+    ) -> Result<Self, ModelError> {
+        let shape = [channels.1, channels.0, window.kernel, window.kernel];
+        Ok(Conv { weight: weights.get_shaped(&format!("{name}.weight"), &shape)?, window })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(ops::conv2d(x, &self.weight, self.window)?)
+    }
+}
+
+/// Batch normalisation over all dimensions but the last, then `activation`.
+pub(super) struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Buffer,
+    running_var: Buffer,
+    batches: Buffer,
+    activation: Activation,
+}
+
+impl BatchNorm {
+    pub(super) fn new(
+        weights: &Weights,
+        name: &str,
+        channels: usize,
+        activation: Activation,
+    ) -> Result<Self, ModelError> {
+        let shaped = |part: &str| weights.get_shaped(&format!("{name}.{part}"), &[channels]);
+        let buffer = |part: &str| weights.buffer(&format!("{name}.{part}"));
+        shaped("running_mean")?;
+        shaped("running_var")?;
+        Ok(BatchNorm {
+            weight: shaped("weight")?,
+            bias: shaped("bias")?,
+            running_mean: buffer("running_mean")?,
+            running_var: buffer("running_var")?,
+            batches: buffer("num_batches_tracked")?,
+            activation,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
+        let input = BatchNormInput {
+            x,
+            gamma: &self.weight,
+            beta: &self.bias,
+            eps: BATCH_NORM_EPS,
+            activation: self.activation,
+        };
+        match mode {
+            Mode::Eval => {
+                let running =
+                    Moments { mean: self.running_mean.tensor(), variance: self.running_var.tensor() };
+                Ok(ops::batch_norm_eval(input, &running)?)
+            }
+            Mode::Train => {
+                let rows = x.elem_count() / self.bias.elem_count().max(1);
+                if rows < 2 {
+                    return Err(ModelError::BatchTooSmall { rows });
+                }
+                let (y, batch) = ops::batch_norm_train(input)?;
+                self.track(&batch, rows)?;
+                Ok(y)
+            }
+        }
+    }
+
+    /// Moves the running statistics towards the batch's, as torch does: `running_var` by the **unbiased** variance.
+    fn track(&self, batch: &Moments, rows: usize) -> Result<(), ModelError> {
+        let unbiased = (&batch.variance * (rows as f64 / (rows as f64 - 1.0)))?;
+        for (buffer, value) in [(&self.running_mean, &batch.mean), (&self.running_var, &unbiased)] {
+            let old = (buffer.tensor() * (1.0 - BATCH_NORM_MOMENTUM))?;
+            buffer.set(&(old + (value * BATCH_NORM_MOMENTUM)?)?)?;
+        }
+        let count = self.batches.tensor();
+        self.batches.set(&(&count + count.ones_like()?)?)
+    }
+}
+
+/// Layer normalisation over the last dimension.
+pub(super) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub(super) fn new(weights: &Weights, name: &str, width: usize, eps: f64) -> Result<Self, ModelError> {
+        let shaped = |part: &str| weights.get_shaped(&format!("{name}.{part}"), &[width]);
+        Ok(LayerNorm { weight: shaped("weight")?, bias: shaped("bias")?, eps })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(ops::layer_norm(x, &self.weight, &self.bias, self.eps)?)
+    }
+}
+
+/// [.., inputs] -> [.., outputs]
+pub(super) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub(super) fn new(
+        weights: &Weights,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self, ModelError> {
+        let without = Linear::without_bias(weights, name, inputs, outputs)?;
+        let bias = weights.get_shaped(&format!("{name}.bias"), &[outputs])?;
+        Ok(Linear { bias: Some(bias), ..without })
+    }
+
+    pub(super) fn without_bias(
+        weights: &Weights,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self, ModelError> {
+        let weight = weights.get_shaped(&format!("{name}.weight"), &[outputs, inputs])?;
+        Ok(Linear { weight, bias: None })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+    }
+}

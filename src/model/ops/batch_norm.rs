@@ -1,0 +1,374 @@
+//! Batch normalisation over the rows of `x`, by the batch's own moments (training) or by given ones (evaluation),
+//! with an optional ReLU on the result.
+//!
+//! Sums are taken in f64 over fixed parts of the rows. The running statistics are the caller's: training returns the
+//! batch's moments, this file updates nothing.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::add_relu::relu_reference;
+use super::has_kernel;
+use super::kernel::{
+    Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
+};
+
+/// What follows the normalisation. ReLU's gradient at 0 is 0, as in torch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    Identity,
+    Relu,
+}
+
+/// `x` [.., channels], `gamma` and `beta` [channels].
+#[derive(Clone, Copy)]
+pub struct BatchNormInput<'a> {
+    pub x: &'a Tensor,
+    pub gamma: &'a Tensor,
+    pub beta: &'a Tensor,
+    pub eps: f64,
+    pub activation: Activation,
+}
+
+/// Mean and **biased** variance of each channel, [channels] in the type of `x`; no graph hangs on them.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    pub mean: Tensor,
+    pub variance: Tensor,
+}
+
+/// Normalises by the batch's moments, which it also returns.
+pub fn batch_norm_train(input: BatchNormInput<'_>) -> Result<(Tensor, Moments)> {
+    if !has_kernel(input.x) {
+        return reference_train(input);
+    }
+    let moments = Arc::new(OnceLock::new());
+    let op =
+        BatchNorm { eps: input.eps, activation: input.activation, source: Source::Batch(moments.clone()) };
+    let y = input.apply(op)?;
+    let Some(moments) = moments.get() else { bail!("batch-norm: forward pass left no moments") };
+    let tensor = |data: &[f64]| Tensor::new(data, y.device())?.to_dtype(y.dtype());
+    let moments = Moments { mean: tensor(&moments.mean)?, variance: tensor(&moments.variance)? };
+    Ok((y, moments))
+}
+
+/// Normalises by `moments`, which are constants of the graph.
+pub fn batch_norm_eval(input: BatchNormInput<'_>, moments: &Moments) -> Result<Tensor> {
+    if !has_kernel(input.x) {
+        return reference_eval(input, moments);
+    }
+    let values = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let moments = HostMoments { mean: values(&moments.mean)?, variance: values(&moments.variance)? };
+    input.apply(BatchNorm { eps: input.eps, activation: input.activation, source: Source::Given(moments) })
+}
+
+impl BatchNormInput<'_> {
+    fn apply(&self, op: BatchNorm) -> Result<Tensor> {
+        self.x.contiguous()?.apply_op3(&self.gamma.contiguous()?, &self.beta.contiguous()?, op)
+    }
+}
+
+pub(super) fn reference_train(input: BatchNormInput<'_>) -> Result<(Tensor, Moments)> {
+    let rows = input.x.reshape(((), input.gamma.elem_count()))?;
+    let mean = rows.mean(0)?;
+    let variance = rows.broadcast_sub(&mean)?.sqr()?.mean(0)?;
+    let y = reference_normalise(input, &mean, &variance)?;
+    Ok((y, Moments { mean: mean.detach(), variance: variance.detach() }))
+}
+
+pub(super) fn reference_eval(input: BatchNormInput<'_>, moments: &Moments) -> Result<Tensor> {
+    reference_normalise(input, &moments.mean.detach(), &moments.variance.detach())
+}
+
+fn reference_normalise(input: BatchNormInput<'_>, mean: &Tensor, variance: &Tensor) -> Result<Tensor> {
+    let scale = input.gamma.div(&(variance + input.eps)?.sqrt()?)?;
+    let y = input.x.broadcast_sub(mean)?.broadcast_mul(&scale)?.broadcast_add(input.beta)?;
+    match input.activation {
+        Activation::Identity => Ok(y),
+        Activation::Relu => relu_reference(&y),
+    }
+}
+
+#[derive(Debug)]
+struct HostMoments {
+    mean: Vec<f64>,
+    variance: Vec<f64>,
+}
+
+enum Source {
+    /// Set by the forward pass, read by the backward pass.
+    Batch(Arc<OnceLock<HostMoments>>),
+    Given(HostMoments),
+}
+
+struct BatchNorm {
+    eps: f64,
+    activation: Activation,
+    source: Source,
+}
+
+/// One channel's map `x -> (x - mean) * inverse_deviation * gamma + beta`.
+#[derive(Clone, Copy)]
+struct Channel<T> {
+    mean: T,
+    inverse_deviation: T,
+    gamma: T,
+    beta: T,
+}
+
+impl BatchNorm {
+    fn moments(&self) -> Result<&HostMoments> {
+        match &self.source {
+            Source::Given(moments) => Ok(moments),
+            Source::Batch(slot) => match slot.get() {
+                Some(moments) => Ok(moments),
+                None => bail!("batch-norm: backward before forward"),
+            },
+        }
+    }
+
+    fn channels<T: Real>(&self, gamma: &[T], beta: &[T]) -> Result<Vec<Channel<T>>> {
+        let HostMoments { mean, variance } = self.moments()?;
+        if mean.len() != gamma.len() || variance.len() != gamma.len() {
+            bail!(
+                "batch-norm: {} means and {} variances for {} channels",
+                mean.len(),
+                variance.len(),
+                gamma.len()
+            );
+        }
+        let channels =
+            mean.iter().zip(variance).zip(gamma).zip(beta).map(|(((mean, variance), &gamma), &beta)| {
+                let inverse_deviation = T::narrow(1.0 / (variance + self.eps).sqrt());
+                Channel { mean: T::narrow(*mean), inverse_deviation, gamma, beta }
+            });
+        Ok(channels.collect())
+    }
+
+    fn forward<T: Real>(&self, x: &[T], gamma: &[T], beta: &[T]) -> Result<Vec<T>> {
+        if let Source::Batch(slot) = &self.source
+            && slot.set(batch_moments(x, gamma.len())).is_err()
+        {
+            bail!("batch-norm: one operation applied twice");
+        }
+        Ok(normalise(x, &self.channels(gamma, beta)?, self.activation))
+    }
+
+    fn backward<T: Real>(&self, saved: Saved<'_, T>, gamma: &[T], beta: &[T]) -> Result<Gradients<T>> {
+        let channels = self.channels(gamma, beta)?;
+        let sums = saved.channel_sums(&channels);
+        let through_moments = matches!(self.source, Source::Batch(_));
+        let (dbeta, dgamma) = sums.split_at(channels.len());
+        Ok(Gradients {
+            dx: saved.input_gradient(&channels, &sums, through_moments),
+            dgamma: dgamma.iter().map(|&sum| T::narrow(sum)).collect(),
+            dbeta: dbeta.iter().map(|&sum| T::narrow(sum)).collect(),
+        })
+    }
+}
+
+impl CustomOp3 for BatchNorm {
+    fn name(&self) -> &'static str {
+        "batch-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, channels) = rows_and_width(l1)?;
+        if l2.dims() != [channels] || l3.dims() != [channels] || rows == 0 || channels == 0 {
+            bail!("batch-norm: gamma {:?} and beta {:?} do not fit {:?}", l2.shape(), l3.shape(), l1.shape());
+        }
+        let storage = with_real!(s1.dtype(), "batch-norm", T => {
+            let (x, gamma, beta) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?, slice::<T>(s3, l3)?);
+            Ok(into_storage(self.forward(x, gamma, beta)?))
+        })?;
+        Ok((storage, l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gamma: &Tensor,
+        beta: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        with_real!(x.dtype(), "batch-norm", T => {
+            let (x_view, y, grad) = (View::of(x), View::of(y), View::of(&grad));
+            let (gamma_view, beta_view) = (View::of(gamma), View::of(beta));
+            let saved = Saved { x: x_view.slice::<T>()?, y: y.slice()?, grad: grad.slice()?, activation: self.activation };
+            let out = self.backward(saved, gamma_view.slice()?, beta_view.slice()?)?;
+            Ok((
+                Some(tensor_like(out.dx, x)?),
+                Some(tensor_like(out.dgamma, gamma)?),
+                Some(tensor_like(out.dbeta, beta)?),
+            ))
+        })
+    }
+}
+
+/// Mean, then the mean squared distance from it: two passes, so that a large mean costs no digits.
+fn batch_moments<T: Real>(x: &[T], channels: usize) -> HostMoments {
+    let rows = x.len() / channels;
+    let part = rows_per_part(rows);
+    let mean_of = |term: &(dyn Fn(usize, f64) -> f64 + Sync)| -> Vec<f64> {
+        let sums = sum_over_parts(rows, part, channels, |part, sums: &mut [f64]| {
+            for row in x[part.start * channels..part.end * channels].chunks_exact(channels) {
+                for (channel, (sum, x)) in sums.iter_mut().zip(row).enumerate() {
+                    *sum += term(channel, x.wide());
+                }
+            }
+        });
+        sums.into_iter().map(|sum| sum / rows as f64).collect()
+    };
+    let mean = mean_of(&|_, x| x);
+    let variance = mean_of(&|channel, x| (x - mean[channel]) * (x - mean[channel]));
+    HostMoments { mean, variance }
+}
+
+fn normalise<T: Real>(x: &[T], channels: &[Channel<T>], activation: Activation) -> Vec<T> {
+    let width = channels.len();
+    let part = rows_per_part(x.len() / width) * width;
+    let floor = match activation {
+        Activation::Identity => T::narrow(f64::NEG_INFINITY),
+        Activation::Relu => T::ZERO,
+    };
+    let mut y = vec![T::ZERO; x.len()];
+    y.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(y, x)| {
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            for ((y, &x), c) in y.iter_mut().zip(x).zip(channels) {
+                let value = (x - c.mean) * (c.inverse_deviation * c.gamma) + c.beta;
+                // Written so that NaN passes through: a later check must see it.
+                *y = if value < floor { floor } else { value };
+            }
+        }
+    });
+    y
+}
+
+/// What the backward pass reads.
+#[derive(Clone, Copy)]
+struct Saved<'a, T> {
+    x: &'a [T],
+    y: &'a [T],
+    grad: &'a [T],
+    activation: Activation,
+}
+
+struct Gradients<T> {
+    dx: Vec<T>,
+    dgamma: Vec<T>,
+    dbeta: Vec<T>,
+}
+
+impl<T: Real> Saved<'_, T> {
+    /// The gradient at the normalised value: zero where the ReLU cut.
+    #[inline(always)]
+    fn masked(&self, y: T, grad: T) -> T {
+        match self.activation {
+            Activation::Relu if y <= T::ZERO => T::ZERO,
+            _ => grad,
+        }
+    }
+
+    /// Per channel the sums of grad, then of grad * normalised x: the gradients of beta and gamma.
+    fn channel_sums(&self, channels: &[Channel<T>]) -> Vec<f64> {
+        let width = channels.len();
+        let rows = self.x.len() / width;
+        sum_over_parts(rows, rows_per_part(rows), 2 * width, |part, sums: &mut [f64]| {
+            let (dbeta, dgamma) = sums.split_at_mut(width);
+            for row in part {
+                let at = row * width..(row + 1) * width;
+                let (x, y, grad) = (&self.x[at.clone()], &self.y[at.clone()], &self.grad[at]);
+                for (i, c) in channels.iter().enumerate() {
+                    let g = self.masked(y[i], grad[i]).wide();
+                    dbeta[i] += g;
+                    dgamma[i] += g * ((x[i] - c.mean) * c.inverse_deviation).wide();
+                }
+            }
+        })
+    }
+
+    /// With n = (x - mean) / deviation:  dx = gamma / deviation * (grad - mean(grad) - n * mean(grad * n)), where the
+    /// means stand for the way through the batch's moments: they are absent where the moments are constants.
+    fn input_gradient(&self, channels: &[Channel<T>], sums: &[f64], through_moments: bool) -> Vec<T> {
+        let width = channels.len();
+        let rows = self.x.len() / width;
+        let share = if through_moments { 1.0 / rows as f64 } else { 0.0 };
+        let means: Vec<T> = sums.iter().map(|&sum| T::narrow(sum * share)).collect();
+        let (mean_grad, mean_grad_n) = means.split_at(width);
+        let part = rows_per_part(rows);
+        let mut dx = vec![T::ZERO; self.x.len()];
+        dx.par_chunks_mut(part * width).enumerate().for_each(|(index, dx)| {
+            for (offset, dx) in dx.chunks_exact_mut(width).enumerate() {
+                let row = index * part + offset;
+                let at = row * width..(row + 1) * width;
+                let (x, y, grad) = (&self.x[at.clone()], &self.y[at.clone()], &self.grad[at]);
+                for (i, c) in channels.iter().enumerate() {
+                    let n = (x[i] - c.mean) * c.inverse_deviation;
+                    let g = self.masked(y[i], grad[i]) - mean_grad[i] - n * mean_grad_n[i];
+                    dx[i] = c.gamma * c.inverse_deviation * g;
+                }
+            }
+        });
+        dx
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ops::gradient_check::{assert_close, assert_gradients, assert_same, random};
+
+    fn input(x: &[Tensor], activation: Activation) -> BatchNormInput<'_> {
+        BatchNormInput { x: &x[0], gamma: &x[1], beta: &x[2], eps: 1e-5, activation }
+    }
+
+    fn given(channels: usize) -> Moments {
+        let variance = (random(channels, 5).abs().unwrap() + 0.5).unwrap();
+        Moments { mean: random(channels, 4), variance }
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        let inputs = [random((2, 3, 4), 1), random(4, 2), random(4, 3)];
+        for activation in [Activation::Identity, Activation::Relu] {
+            assert_gradients(&inputs, |x| Ok(batch_norm_train(input(x, activation))?.0));
+            assert_gradients(&inputs, |x| Ok(reference_train(input(x, activation))?.0));
+            assert_gradients(&inputs, |x| batch_norm_eval(input(x, activation), &given(4)));
+            assert_gradients(&inputs, |x| reference_eval(input(x, activation), &given(4)));
+        }
+    }
+
+    #[test]
+    fn several_parts_give_what_the_reference_gives() {
+        let inputs = [random((150, 3), 1), random(3, 2), random(3, 3)];
+        let relu = |x: &[Tensor]| Ok(batch_norm_train(input(x, Activation::Relu))?.0);
+        assert_same(&inputs, relu, |x| Ok(reference_train(input(x, Activation::Relu))?.0));
+        let (_, moments) = batch_norm_train(input(&inputs, Activation::Relu)).unwrap();
+        let (_, expected) = reference_train(input(&inputs, Activation::Relu)).unwrap();
+        assert_close(&moments.mean, &expected.mean, 1e-12, "mean");
+        assert_close(&moments.variance, &expected.variance, 1e-12, "variance");
+    }
+
+    #[test]
+    fn relu_lets_a_nan_through() {
+        let x = Tensor::new(&[[f32::NAN], [1.0]], &candle_core::Device::Cpu).unwrap();
+        let one = Tensor::new(&[1f32], &candle_core::Device::Cpu).unwrap();
+        let input =
+            BatchNormInput { x: &x, gamma: &one, beta: &one, eps: 1e-5, activation: Activation::Relu };
+        let (y, _) = batch_norm_train(input).unwrap();
+        assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0].is_nan());
+    }
+}

@@ -1,0 +1,96 @@
+//! Analytic gradients against central finite differences, in f64.
+//!
+//! The scalar that is differentiated is the sum of the result's elements times fixed random numbers, so that every
+//! element of the result takes part with a weight of its own.
+
+use candle_core::{DType, Device, Result, Shape, Tensor, Var};
+
+use crate::model::init::Stream;
+
+/// Half the distance of the two points: the error of the difference is of order STEP^2, its noise of order 1e-16 / STEP.
+const STEP: f64 = 1e-5;
+const TOLERANCE: f64 = 1e-7;
+
+/// Values in [-1, 1) from a closed formula: f64, on the CPU.
+pub(crate) fn random(shape: impl Into<Shape>, seed: u64) -> Tensor {
+    let shape = shape.into();
+    let stream = Stream::named(seed, "gradient check");
+    let data: Vec<f64> = (0..shape.elem_count() as u64).map(|i| 2.0 * stream.uniform(i) - 1.0).collect();
+    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+}
+
+/// `sum(result * weights)`, a scalar.
+pub(crate) fn weighted_sum(result: &Tensor) -> Tensor {
+    let weights = random(result.shape(), 77).to_dtype(result.dtype()).unwrap();
+    (result * weights).unwrap().sum_all().unwrap()
+}
+
+/// The central difference of `loss` by element `index` of `var`, whose content is put back afterwards.
+pub(crate) fn central_difference(var: &Var, index: usize, step: f64, loss: &dyn Fn() -> f64) -> f64 {
+    let original = var.as_tensor().copy().unwrap();
+    let values: Vec<f64> = original.flatten_all().unwrap().to_vec1().unwrap();
+    let at = |offset: f64| {
+        let mut moved = values.clone();
+        moved[index] += offset;
+        var.set(&Tensor::from_vec(moved, original.shape(), &Device::Cpu).unwrap()).unwrap();
+        loss()
+    };
+    let difference = (at(step) - at(-step)) / (2.0 * step);
+    var.set(&original).unwrap();
+    difference
+}
+
+/// Compares the gradient of every element of every input.
+pub(crate) fn assert_gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let loss = || weighted_sum(&f(&tensors).unwrap()).to_scalar::<f64>().unwrap();
+    let grads = weighted_sum(&f(&tensors).unwrap()).backward().unwrap();
+    for (position, var) in vars.iter().enumerate() {
+        let grad = grads.get(var).unwrap_or_else(|| panic!("input {position} got no gradient"));
+        assert_eq!(grad.shape(), var.shape(), "shape of the gradient of input {position}");
+        let grad: Vec<f64> = grad.flatten_all().unwrap().to_vec1().unwrap();
+        for (index, &analytic) in grad.iter().enumerate() {
+            let numeric = central_difference(var, index, STEP, &loss);
+            assert!(
+                (analytic - numeric).abs() <= TOLERANCE * (1.0 + analytic.abs()),
+                "input {position}, element {index}: analytic {analytic}, numeric {numeric}"
+            );
+        }
+    }
+}
+
+/// Results and gradients of `f` and `g` agree: in f64 to rounding, in f32 to what its rounding allows.
+pub(crate) fn assert_same(
+    inputs: &[Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    g: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    for (dtype, tolerance) in [(DType::F64, 1e-10), (DType::F32, 2e-5)] {
+        let vars: Vec<Var> =
+            inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
+        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let (a, b) = (f(&tensors).unwrap(), g(&tensors).unwrap());
+        assert_close(&a, &b, tolerance, "result");
+        let (a, b) = (weighted_sum(&a).backward().unwrap(), weighted_sum(&b).backward().unwrap());
+        for (position, var) in vars.iter().enumerate() {
+            assert_close(
+                a.get(var).unwrap(),
+                b.get(var).unwrap(),
+                tolerance,
+                &format!("gradient {position}"),
+            );
+        }
+    }
+}
+
+/// # Panics
+/// When shapes differ or an element differs by more than `tolerance * (1 + its size)`.
+pub(crate) fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) {
+    assert_eq!(a.shape(), b.shape(), "shape of {what}");
+    let values =
+        |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    for (index, (a, b)) in values(a).into_iter().zip(values(b)).enumerate() {
+        assert!((a - b).abs() <= tolerance * (1.0 + a.abs()), "{what}, element {index}: {a} and {b}");
+    }
+}

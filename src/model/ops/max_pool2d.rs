@@ -1,0 +1,208 @@
+//! Maximum over overlapping windows of channels-last images (candle's has a backward only where kernel = stride).
+//!
+//! The forward pass keeps where each maximum stood; among equals the first in row order gets the gradient, as in
+//! torch. Parts are whole images.
+
+use std::sync::OnceLock;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
+use super::{Window, has_kernel};
+
+/// `x` [batch, height, width, channels] -> [batch, out_height, out_width, channels]. Padding never wins; it must be
+/// at most half the kernel, so that no window lies in it altogether.
+pub fn max_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
+    if window.padding * 2 > window.kernel {
+        bail!("max-pool2d: padding {} is more than half of kernel {}", window.padding, window.kernel);
+    }
+    if !has_kernel(x) {
+        return reference(x, window);
+    }
+    x.contiguous()?.apply_op1(MaxPool2d { window, winners: OnceLock::new() })
+}
+
+/// The maximum of shifted copies. A window over the edge takes the nearest row or column inside once more, which is
+/// in the window anyway, so that no padding value is needed. Equal maxima share the gradient.
+pub(super) fn reference(x: &Tensor, window: Window) -> Result<Tensor> {
+    let (_, height, width, _) = x.dims4()?;
+    let x = x.contiguous()?;
+    let shifted_indices = |size: usize, shift: usize| {
+        let last = (size - 1) as u32;
+        let index = |position: usize| {
+            ((position * window.stride + shift).saturating_sub(window.padding) as u32).min(last)
+        };
+        let indices: Vec<u32> = (0..window.positions(size)).map(index).collect();
+        Tensor::new(indices, x.device())
+    };
+    let mut result: Option<Tensor> = None;
+    for row in 0..window.kernel {
+        let rows = x.index_select(&shifted_indices(height, row)?, 1)?;
+        for column in 0..window.kernel {
+            let shifted = rows.index_select(&shifted_indices(width, column)?, 2)?;
+            result = Some(match result {
+                None => shifted,
+                Some(result) => result.maximum(&shifted)?,
+            });
+        }
+    }
+    result.ok_or_else(|| candle_core::Error::Msg("max-pool2d: empty kernel".into()).bt())
+}
+
+struct MaxPool2d {
+    window: Window,
+    /// For each output element its maximum's place within its image. Set by the forward pass.
+    winners: OnceLock<Vec<u32>>,
+}
+
+#[derive(Clone, Copy)]
+struct Geometry {
+    batch: usize,
+    height: usize,
+    width: usize,
+    channels: usize,
+    out_height: usize,
+    out_width: usize,
+    window: Window,
+}
+
+impl Geometry {
+    fn of(x: &Layout, window: Window) -> Result<Self> {
+        let (batch, height, width, channels) = x.shape().dims4()?;
+        let (out_height, out_width) = (window.positions(height), window.positions(width));
+        if batch * channels * out_height * out_width == 0 || u32::try_from(height * width * channels).is_err()
+        {
+            bail!("max-pool2d: {window:?} does not fit input {:?}", x.shape());
+        }
+        Ok(Geometry { batch, height, width, channels, out_height, out_width, window })
+    }
+
+    fn image_len(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    fn out_len(&self) -> usize {
+        self.out_height * self.out_width * self.channels
+    }
+
+    /// Maxima and their places.
+    fn forward<T: Real>(&self, x: &[T]) -> (Vec<T>, Vec<u32>) {
+        let mut y = vec![T::ZERO; self.batch * self.out_len()];
+        let mut winners = vec![0u32; y.len()];
+        y.par_chunks_mut(self.out_len())
+            .zip(winners.par_chunks_mut(self.out_len()))
+            .zip(x.par_chunks(self.image_len()))
+            .for_each(|((y, winners), x)| {
+                let outputs = y.chunks_exact_mut(self.channels).zip(winners.chunks_exact_mut(self.channels));
+                for (position, (y, winners)) in outputs.enumerate() {
+                    self.pool_one(x, position, y, winners);
+                }
+            });
+        (y, winners)
+    }
+
+    /// All channels of one output position.
+    fn pool_one<T: Real>(&self, x: &[T], position: usize, y: &mut [T], winners: &mut [u32]) {
+        let Window { kernel, stride, padding } = self.window;
+        let inside =
+            |start: usize, size: usize| start.saturating_sub(padding)..(start + kernel - padding).min(size);
+        let rows = inside(position / self.out_width * stride, self.height);
+        let columns = inside(position % self.out_width * stride, self.width);
+        let mut first = true;
+        for row in rows {
+            for column in columns.clone() {
+                let at = (row * self.width + column) * self.channels;
+                for channel in 0..self.channels {
+                    let value = x[at + channel];
+                    // A NaN wins and stays, as in torch: a later check must see it.
+                    if first || value > y[channel] || value.wide().is_nan() {
+                        y[channel] = value;
+                        winners[channel] = (at + channel) as u32;
+                    }
+                }
+                first = false;
+            }
+        }
+    }
+
+    fn backward<T: Real>(&self, winners: &[u32], grad: &[T]) -> Vec<T> {
+        let mut dx = vec![T::ZERO; self.batch * self.image_len()];
+        dx.par_chunks_mut(self.image_len())
+            .zip(winners.par_chunks(self.out_len()))
+            .zip(grad.par_chunks(self.out_len()))
+            .for_each(|((dx, winners), grad)| {
+                for (&winner, &grad) in winners.iter().zip(grad) {
+                    dx[winner as usize] += grad;
+                }
+            });
+        dx
+    }
+}
+
+impl CustomOp1 for MaxPool2d {
+    fn name(&self) -> &'static str {
+        "max-pool2d"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let geometry = Geometry::of(layout, self.window)?;
+        let (storage, winners) = with_real!(storage.dtype(), "max-pool2d", T => {
+            let (y, winners) = geometry.forward::<T>(slice(storage, layout)?);
+            Ok((into_storage(y), winners))
+        })?;
+        if self.winners.set(winners).is_err() {
+            bail!("max-pool2d: one operation applied twice");
+        }
+        let Geometry { batch, out_height, out_width, channels, .. } = geometry;
+        Ok((storage, Shape::from((batch, out_height, out_width, channels))))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let Some(winners) = self.winners.get() else { bail!("max-pool2d: backward before forward") };
+        let geometry = Geometry::of(x.layout(), self.window)?;
+        let grad = grad.contiguous()?;
+        with_real!(x.dtype(), "max-pool2d", T => {
+            tensor_like(geometry.backward::<T>(winners, View::of(&grad).slice()?), x)
+        })
+        .map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ops::gradient_check::{assert_gradients, assert_same, random};
+    use candle_core::{Device, Var};
+
+    /// ResNet's stem.
+    const STEM: Window = Window { kernel: 3, stride: 2, padding: 1 };
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        for window in [STEM, Window { kernel: 2, stride: 2, padding: 0 }] {
+            let inputs = [random((2, 5, 6, 3), 1)];
+            assert_gradients(&inputs, |x| max_pool2d(&x[0], window));
+            assert_gradients(&inputs, |x| reference(&x[0], window));
+            assert_same(&inputs, |x| max_pool2d(&x[0], window), |x| reference(&x[0], window));
+        }
+    }
+
+    #[test]
+    fn negative_images_do_not_lose_to_the_padding() {
+        let x = Tensor::full(-2f32, (1, 3, 3, 1), &Device::Cpu).unwrap();
+        for y in [max_pool2d(&x, STEM).unwrap(), reference(&x, STEM).unwrap()] {
+            assert_eq!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [-2.0; 4]);
+        }
+    }
+
+    #[test]
+    fn the_first_of_equal_maxima_gets_the_gradient() {
+        let x = Var::zeros((1, 3, 3, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let window = Window { kernel: 3, stride: 1, padding: 0 };
+        let grads = max_pool2d(&x, window).unwrap().sum_all().unwrap().backward().unwrap();
+        let grad = grads.get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(grad, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+}

@@ -1,0 +1,62 @@
+//! Tensor operations of which every gradient is correct, one file an operation: forward, backward, a reference made
+//! of candle's own operations, and the gradient test of both.
+//!
+//! Layout: activations are channels-last (`[.., channels]`), so that a convolution gathers contiguous runs and every
+//! other operation sees a matrix of rows. Weights keep torch's layout.
+//!
+//! Invariant: on the CPU the result depends on the inputs alone, not on the number of threads. Work is cut into parts
+//! whose sizes follow from shapes; each part is computed by one thread; partial sums are combined in the parts' order.
+//!
+//! Devices other than the CPU run the reference. Every operation takes f32 and f64: f64 is what the gradient checks
+//! run in.
+//!
+//! Why own operations: candle's `LayerNorm` and `softmax_last_dim` record no backward and say nothing, its max-pool
+//! has none where kernel and stride differ, ReLU's gradient at 0 is 1, and the convolution's backward is many times
+//! slower than its forward.
+
+mod add_relu;
+mod attention;
+mod batch_norm;
+mod conv2d;
+mod gelu;
+#[cfg(test)]
+pub(super) mod gradient_check;
+mod kernel;
+mod layer_norm;
+mod linear;
+mod matrix;
+mod max_pool2d;
+
+pub use add_relu::add_relu;
+pub use attention::attention;
+pub use batch_norm::{Activation, BatchNormInput, Moments, batch_norm_eval, batch_norm_train};
+pub use conv2d::conv2d;
+pub use gelu::gelu;
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+pub use max_pool2d::max_pool2d;
+
+use candle_core::{Device, Tensor};
+
+/// A window that slides over an image: square kernel, the same stride and padding along both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: usize,
+}
+
+impl Window {
+    /// Positions of the window along a side of `size` pixels (floor, as torch counts); zero where it does not fit.
+    pub fn positions(&self, size: usize) -> usize {
+        match (size + 2 * self.padding).checked_sub(self.kernel) {
+            Some(room) => room / self.stride + 1,
+            None => 0,
+        }
+    }
+}
+
+/// Whether the hand-written kernels apply; otherwise the reference composition runs.
+fn has_kernel(tensor: &Tensor) -> bool {
+    matches!(tensor.device(), Device::Cpu)
+}

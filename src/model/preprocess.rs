@@ -1,0 +1,324 @@
+//! From an encoded image to the input of an encoder: decoding, the evaluation view, normalisation.
+//!
+//! Evaluation, publication and serving all embed through this file, so that the same bytes give the same
+//! embedding everywhere. The view is torchvision's `Resize(size)` + `CenterCrop(size)`, bilinear with
+//! antialiasing, as the published `config.json` says. Nothing here is random: augmentation is training's.
+
+use std::io::Cursor;
+
+use candle_core::{Device, Tensor};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::ImageReader;
+
+use super::{Encoder, Mode};
+
+/// Pixels of the largest image that is decoded where the caller has no limit of its own; 8192 x 8192, 192 MiB
+/// decoded. Larger lets one image take a host's memory, smaller refuses photographs.
+pub const MAX_PIXELS: u64 = 1 << 26;
+
+/// Why an image has no view.
+#[derive(Debug, thiserror::Error)]
+pub enum PreprocessError {
+    #[error("an image of {width} x {height} pixels is larger than the limit of {max_pixels} pixels")]
+    TooLarge {
+        width: u32,
+        height: u32,
+        max_pixels: u64,
+    },
+    #[error("an image of {width} x {height} pixels has none")]
+    Empty { width: u32, height: u32 },
+    #[error("not a readable image: {0}")]
+    Undecodable(#[from] image::ImageError),
+    #[error("the image could not be resized: {0}")]
+    Resize(String),
+    #[error("the encoder failed: {0}")]
+    Encoder(#[from] candle_core::Error),
+}
+
+/// A decoded frame: rows from the top, three bytes a pixel (red, green, blue).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RgbFrame {
+    pub width: u32,
+    pub height: u32,
+    pub pixels: Vec<u8>,
+}
+
+/// A rectangle of a frame in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crop {
+    pub left: u32,
+    pub top: u32,
+    pub width: u32,
+    pub height: u32,
+}
+
+/// Decodes JPEG, PNG or WebP. The size is read from the header and compared with `max_pixels` before any pixel
+/// is decoded. Grey becomes three equal channels; transparency and EXIF orientation are ignored.
+pub fn decode_rgb(bytes: &[u8], max_pixels: u64) -> Result<RgbFrame, PreprocessError> {
+    let reader = || {
+        ImageReader::new(Cursor::new(bytes))
+            .with_guessed_format()
+            .map_err(image::ImageError::IoError)
+    };
+    let (width, height) = reader()?.into_dimensions()?;
+    if width == 0 || height == 0 {
+        return Err(PreprocessError::Empty { width, height });
+    }
+    if u64::from(width) * u64::from(height) > max_pixels {
+        return Err(PreprocessError::TooLarge {
+            width,
+            height,
+            max_pixels,
+        });
+    }
+    let pixels = reader()?.decode()?.into_rgb8().into_raw();
+    Ok(RgbFrame {
+        width,
+        height,
+        pixels,
+    })
+}
+
+impl RgbFrame {
+    /// The part inside `crop`, resized to `width` x `height`: bilinear, antialiased when it shrinks.
+    pub fn resized(&self, crop: Crop, width: u32, height: u32) -> Result<Self, PreprocessError> {
+        let error = |e: &dyn std::fmt::Display| PreprocessError::Resize(e.to_string());
+        let source = ImageRef::new(self.width, self.height, &self.pixels, PixelType::U8x3)
+            .map_err(|e| error(&e))?;
+        let mut target = Image::new(width, height, PixelType::U8x3);
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+            .crop(
+                f64::from(crop.left),
+                f64::from(crop.top),
+                f64::from(crop.width),
+                f64::from(crop.height),
+            );
+        Resizer::new()
+            .resize(&source, &mut target, &options)
+            .map_err(|e| error(&e))?;
+        Ok(Self {
+            width,
+            height,
+            pixels: target.into_vec(),
+        })
+    }
+
+    fn whole(&self) -> Crop {
+        Crop {
+            left: 0,
+            top: 0,
+            width: self.width,
+            height: self.height,
+        }
+    }
+}
+
+/// What an encoder expects of its input: a square of `size` pixels, normalised per channel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Preprocessing {
+    pub size: usize,
+    /// Per channel, of pixels in 0..1.
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+impl Preprocessing {
+    /// Numbers in one view, `3 * size * size`.
+    pub fn view_len(&self) -> usize {
+        3 * self.size * self.size
+    }
+
+    /// The view without randomness: the shorter side resized to `size`, the centre cut out. Writes `[3, size, size]`.
+    pub fn evaluation_view(&self, frame: &RgbFrame, out: &mut [f32]) -> Result<(), PreprocessError> {
+        let size = self.size as u32;
+        let (width, height) = shorter_side_to(size, frame.width, frame.height);
+        let resized = frame.resized(frame.whole(), width, height)?;
+        let (left, top) = (centre_offset(width, size), centre_offset(height, size));
+        let pixels = (0..self.size * self.size).map(|i| {
+            let (x, y) = (i % self.size + left as usize, i / self.size + top as usize);
+            let at = 3 * (y * width as usize + x);
+            [0, 1, 2].map(|channel| f32::from(resized.pixels[at + channel]) / 255.0)
+        });
+        self.normalise(pixels, out);
+        Ok(())
+    }
+
+    /// Writes pixels in 0..1, row by row, as normalised `[3, size, size]`.
+    pub fn normalise(&self, pixels: impl Iterator<Item = [f32; 3]>, out: &mut [f32]) {
+        let plane = self.size * self.size;
+        for (i, pixel) in pixels.enumerate() {
+            for channel in 0..3 {
+                out[channel * plane + i] = (pixel[channel] - self.mean[channel]) / self.std[channel];
+            }
+        }
+    }
+}
+
+/// torchvision's `Resize(size)`: the longer side is cut down to a whole pixel.
+fn shorter_side_to(size: u32, width: u32, height: u32) -> (u32, u32) {
+    let longer = |shorter_side: u32, longer_side: u32| {
+        (u64::from(size) * u64::from(longer_side) / u64::from(shorter_side)) as u32
+    };
+    if width <= height {
+        (size, longer(width, height))
+    } else {
+        (longer(height, width), size)
+    }
+}
+
+/// torchvision's `CenterCrop(size)`: half of the rest, halves rounded to even.
+fn centre_offset(length: u32, size: u32) -> u32 {
+    (f64::from(length - size) / 2.0).round_ties_even() as u32
+}
+
+/// Embeds frames by their evaluation views in eval mode: row-major `[frames, encoder.feature_dim()]`.
+/// Reads the result back from the device: a synchronisation point.
+pub fn embed_batch(
+    encoder: &dyn Encoder,
+    frames: &[RgbFrame],
+    preprocessing: &Preprocessing,
+    device: &Device,
+) -> Result<Vec<f32>, PreprocessError> {
+    let view_len = preprocessing.view_len();
+    let mut views = vec![0.0; frames.len() * view_len];
+    for (frame, out) in frames.iter().zip(views.chunks_exact_mut(view_len)) {
+        preprocessing.evaluation_view(frame, out)?;
+    }
+    embed_views(encoder, views, preprocessing, device)
+}
+
+/// Embeds views that are made already, `views.len() / view_len` of them, as [`embed_batch`] does.
+pub fn embed_views(
+    encoder: &dyn Encoder,
+    views: Vec<f32>,
+    preprocessing: &Preprocessing,
+    device: &Device,
+) -> Result<Vec<f32>, PreprocessError> {
+    let count = views.len() / preprocessing.view_len();
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let shape = (count, 3, preprocessing.size, preprocessing.size);
+    let input = Tensor::from_vec(views, shape, device)?;
+    let features = encoder.forward(&input, Mode::Eval)?.detach();
+    Ok(features.flatten_all()?.to_vec1()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Preprocessing = Preprocessing {
+        size: 8,
+        mean: [0.0; 3],
+        std: [1.0; 3],
+    };
+
+    fn encoded(width: u32, height: u32, format: image::ImageFormat) -> Vec<u8> {
+        let picture = image::RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([(x * 10) as u8, (y * 10) as u8, 200])
+        });
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn flat(width: u32, height: u32, colour: [u8; 3]) -> RgbFrame {
+        RgbFrame {
+            width,
+            height,
+            pixels: colour.repeat((width * height) as usize),
+        }
+    }
+
+    #[test]
+    fn png_reads_back_pixel_by_pixel_and_jpeg_in_its_size() {
+        let frame = decode_rgb(&encoded(5, 3, image::ImageFormat::Png), MAX_PIXELS).unwrap();
+        assert_eq!((frame.width, frame.height), (5, 3));
+        assert_eq!(frame.pixels[3 * (2 * 5 + 4)..], [40, 20, 200]);
+        let frame = decode_rgb(&encoded(16, 8, image::ImageFormat::Jpeg), MAX_PIXELS).unwrap();
+        assert_eq!(frame.pixels.len(), 3 * 16 * 8);
+    }
+
+    #[test]
+    fn a_header_that_promises_too_many_pixels_is_refused_before_decoding() {
+        let mut bytes = encoded(5, 3, image::ImageFormat::Png);
+        // IHDR's width and height; its checksum is wrong then, and what lies behind it is far too short.
+        bytes[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
+        let error = decode_rgb(&bytes, MAX_PIXELS).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                PreprocessError::TooLarge { .. } | PreprocessError::Undecodable(_)
+            ),
+            "{error}"
+        );
+        let bytes = encoded(5, 3, image::ImageFormat::Png);
+        let error = decode_rgb(&bytes, 14).unwrap_err();
+        assert!(matches!(error, PreprocessError::TooLarge { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        assert!(decode_rgb(b"", MAX_PIXELS).is_err());
+        assert!(decode_rgb(b"no image at all", MAX_PIXELS).is_err());
+        let whole = encoded(64, 64, image::ImageFormat::Png);
+        assert!(decode_rgb(&whole[..whole.len() / 2], MAX_PIXELS).is_err());
+    }
+
+    #[test]
+    fn the_evaluation_view_takes_the_centre_of_the_longer_side() {
+        let mut frame = flat(24, 8, [0, 0, 0]);
+        for y in 0..8 {
+            for x in 8..16 {
+                let at = 3 * (y * 24 + x);
+                frame.pixels[at..at + 3].copy_from_slice(&[255, 128, 0]);
+            }
+        }
+        let mut view = vec![f32::NAN; PLAIN.view_len()];
+        PLAIN.evaluation_view(&frame, &mut view).unwrap();
+        assert!(view[..64].iter().all(|red| *red == 1.0));
+        assert!(view[64..128].iter().all(|green| *green == 128.0 / 255.0));
+        assert!(view[128..].iter().all(|blue| *blue == 0.0));
+    }
+
+    #[test]
+    fn sides_follow_torchvision() {
+        assert_eq!(shorter_side_to(224, 500, 375), (298, 224));
+        assert_eq!(shorter_side_to(32, 33, 100), (32, 96));
+        assert_eq!(centre_offset(298, 224), 37);
+        assert_eq!(centre_offset(227, 224), 2);
+        assert_eq!(centre_offset(225, 224), 0);
+    }
+
+    #[test]
+    fn normalisation_is_per_channel() {
+        let preprocessing = Preprocessing {
+            size: 8,
+            mean: [0.5, 0.25, 0.0],
+            std: [0.5, 0.25, 2.0],
+        };
+        let mut view = vec![f32::NAN; preprocessing.view_len()];
+        preprocessing
+            .evaluation_view(&flat(9, 20, [255, 0, 255]), &mut view)
+            .unwrap();
+        assert_eq!((view[0], view[64], view[128]), (1.0, -1.0, 0.5));
+    }
+
+    #[test]
+    fn a_crop_is_resized_from_its_own_pixels() {
+        let frame = decode_rgb(&encoded(16, 16, image::ImageFormat::Png), MAX_PIXELS).unwrap();
+        let crop = Crop {
+            left: 3,
+            top: 5,
+            width: 4,
+            height: 4,
+        };
+        let cut = frame.resized(crop, 4, 4).unwrap();
+        assert_eq!(cut.pixels[..3], [30, 50, 200]);
+        assert_eq!(cut.pixels[3 * 15..], [60, 80, 200]);
+        assert!(frame.resized(Crop { left: 13, ..crop }, 4, 4).is_err());
+    }
+}

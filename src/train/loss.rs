@@ -1,0 +1,113 @@
+//! The two losses of the method, on projections that are not normalised yet.
+//!
+//! [`ntxent`] is SimCLR's (Chen et al., 2020); [`distillation`] compares every view of the student with every
+//! view of the frozen teacher, by cross-entropy in both directions. Both normalise rows themselves, reduce to
+//! the mean, keep the dtype, and use only operations whose gradient candle has: no softmax, and a maximum only
+//! where it is cut from the graph. No gradient ever reaches the teacher. How the terms are weighed is the
+//! method's; see [`LossTerms::combine`].
+
+use candle_core::{D, DType, Result, Tensor, bail};
+
+/// Added to a row's squared norm: a row of zeros gets a finite gradient and stays zero. Larger values would
+/// shrink short rows; smaller ones vanish beside f32's own rounding of the gradient.
+const NORM_EPSILON: f64 = 1e-12;
+
+/// The terms of one step's loss; scalars, in the graph.
+#[derive(Debug, Clone)]
+pub struct LossTerms {
+    /// What is minimised: `ntxent + lambda * distillation`.
+    pub total: Tensor,
+    pub ntxent: Tensor,
+    pub distillation: Option<Tensor>,
+}
+
+impl LossTerms {
+    /// Weighs the distillation by `lambda`; without one the total is NT-Xent alone.
+    pub fn combine(ntxent: Tensor, distillation: Option<(Tensor, f64)>) -> Result<Self> {
+        let Some((distillation, lambda)) = distillation else {
+            return Ok(Self {
+                total: ntxent.clone(),
+                ntxent,
+                distillation: None,
+            });
+        };
+        Ok(Self {
+            total: (&ntxent + (&distillation * lambda)?)?,
+            ntxent,
+            distillation: Some(distillation),
+        })
+    }
+}
+
+/// NT-Xent of `z1`, `z2`: `[n, d]` each, n >= 1, row i of both from the same frame. A scalar: the mean over
+/// all 2n views of `-log(exp(z_i.z_p/tau) / sum over j != i of exp(z_i.z_j/tau))`.
+pub fn ntxent(z1: &Tensor, z2: &Tensor, tau: f64) -> Result<Tensor> {
+    check_pair("ntxent", z1, z2)?;
+    let views = normalise_rows(&Tensor::cat(&[z1, z2], 0)?)?;
+    let frames = z1.dim(0)?;
+    let (z1, z2) = (views.narrow(0, 0, frames)?, views.narrow(0, frames, frames)?);
+    let positive = ((z1 * z2)?.sum(D::Minus1)? / tau)?;
+    let positive = Tensor::cat(&[&positive, &positive], 0)?;
+    let logits = (views.matmul(&views.t()?)? / tau)?;
+    let logits = logits.add(&minus_infinity_diagonal(&logits)?)?;
+    cross_entropy(&logits, &positive, 1)?.mean_all()
+}
+
+/// Distillation of `q` (student's or predicted projections) to `t` (teacher's), `[m, d]` each, row i of both
+/// from the same view. A scalar: half of CE(q t^T / tau_d, i) + CE(t q^T / tau_d, i), each the mean over rows.
+pub fn distillation(q: &Tensor, t: &Tensor, tau_d: f64) -> Result<Tensor> {
+    check_pair("distillation", q, t)?;
+    let q = normalise_rows(q)?;
+    let t = normalise_rows(&t.detach())?.detach();
+    let positive = ((&q * &t)?.sum(D::Minus1)? / tau_d)?;
+    let logits = (q.matmul(&t.t()?)? / tau_d)?;
+    let student_to_teacher = cross_entropy(&logits, &positive, 1)?;
+    let teacher_to_student = cross_entropy(&logits, &positive, 0)?;
+    (student_to_teacher + teacher_to_student)?.mean_all()? * 0.5
+}
+
+/// Rows scaled to unit length: `[n, d]` -> `[n, d]`.
+pub fn normalise_rows(z: &Tensor) -> Result<Tensor> {
+    let square = z.sqr()?.sum_keepdim(D::Minus1)?;
+    z.broadcast_div(&(square + NORM_EPSILON)?.sqrt()?)
+}
+
+/// `log(sum over dim of exp(logits)) - positive`. The maximum is subtracted first, from the positive too:
+/// where the positive is the largest the difference is exact, so a small loss keeps its digits.
+fn cross_entropy(logits: &Tensor, positive: &Tensor, dim: usize) -> Result<Tensor> {
+    let largest = logits.detach().max_keepdim(dim)?;
+    let sum = logits.broadcast_sub(&largest)?.exp()?.sum(dim)?;
+    (largest.squeeze(dim)? - positive)? + sum.log()?
+}
+
+/// A view is not its own negative: `[m, m]`, minus infinity on the diagonal and 0 elsewhere. It is added, never
+/// multiplied, so that it meets no zero.
+fn minus_infinity_diagonal(logits: &Tensor) -> Result<Tensor> {
+    let m = logits.dim(0)?;
+    let mut mask = vec![0f32; m * m];
+    mask.iter_mut()
+        .step_by(m + 1)
+        .for_each(|entry| *entry = f32::NEG_INFINITY);
+    Tensor::from_vec(mask, (m, m), logits.device())?.to_dtype(logits.dtype())
+}
+
+fn check_pair(loss: &str, a: &Tensor, b: &Tensor) -> Result<()> {
+    let (rows, _) = a.dims2()?;
+    if rows == 0 || a.dims() != b.dims() || a.dtype() != b.dtype() {
+        bail!(
+            "{loss} needs two equal non-empty matrices, got {:?} {:?} and {:?} {:?}",
+            a.dims(),
+            a.dtype(),
+            b.dims(),
+            b.dtype()
+        );
+    }
+    if !matches!(a.dtype(), DType::F32 | DType::F64) {
+        bail!("{loss} is computed in f32 or f64, not {:?}", a.dtype());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "loss_tests.rs"]
+mod tests;
