@@ -4,15 +4,21 @@
 //! says what was read. A period's way: [`period`] closes it, [`train`] teaches a [`model`] in a child process,
 //! [`eval`] measures, [`publish`] describes the version, [`serve`] hands it out. ARCHITECTURE.md draws both.
 
+pub mod app;
+pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod eval;
 pub mod failpoint;
+pub mod ingest;
 pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod period;
+pub mod produce;
 pub mod publish;
 pub mod registry;
+pub mod serve;
 pub mod store;
 pub mod supervisor;
 pub mod train;
