@@ -1,5 +1,6 @@
 //! The only place that knows every concrete type: from the configuration to running roles.
 
+mod cluster;
 mod settings;
 pub mod train;
 pub mod versions;
@@ -162,7 +163,7 @@ fn start_ingest(
             Some(identity) => identity,
             None => {
                 let properties = settings::kafka_properties(&config.kafka);
-                let Some(id) = ingest::source::cluster_id(&properties, &status, &cancel).await? else { return Ok(()) };
+                let Some(id) = cluster::id(&properties, &cancel).await? else { return Ok(()) };
                 id
             }
         };

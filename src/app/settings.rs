@@ -132,17 +132,18 @@ fn augmentation(augment: &config::Augment) -> Augmentation {
     }
 }
 
-/// How the learner starts its training processes: this program again, with the log's settings in its environment.
+/// How the learner starts its training processes: this program again. What it needs of the configuration goes into
+/// its environment, where a store's URL with a password in it is not for every user's eyes.
 pub fn training_program(config: &Config, log: Option<PathBuf>) -> std::io::Result<Program> {
-    let store = config.store.url.expose();
     let format = match config.log.format {
         config::LogFormat::Auto if log.is_some() => config::LogFormat::Json,
         format => format,
     };
     Ok(Program {
         executable: std::env::current_exe()?,
-        arguments: ["train", "--stop-with-stdin", "--store", store, "--job"].map(Into::into).into(),
+        arguments: ["train", "--stop-with-stdin", "--job"].map(Into::into).into(),
         environment: vec![
+            ("PALIMPSEST__STORE__URL".into(), config.store.url.expose().into()),
             ("PALIMPSEST__LOG__FORMAT".into(), format.as_str().into()),
             ("PALIMPSEST__LOG__FILTER".into(), config.log.filter.clone().into()),
         ],
