@@ -7,12 +7,14 @@
 pub mod config;
 pub mod eval;
 pub mod failpoint;
+pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod period;
 pub mod publish;
 pub mod registry;
 pub mod store;
+pub mod supervisor;
 pub mod train;
 pub mod types;
 

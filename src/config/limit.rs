@@ -15,10 +15,7 @@ pub struct Limit<T> {
 impl<T: Value + 'static> Limit<T> {
     /// One that is told by `allowed` and checked by `holds`.
     pub fn that(allowed: impl Into<String>, holds: impl Fn(&T) -> bool + 'static) -> Self {
-        Self {
-            allowed: allowed.into(),
-            holds: Box::new(holds),
-        }
+        Self { allowed: allowed.into(), holds: Box::new(holds) }
     }
 }
 
@@ -49,25 +46,19 @@ pub fn below(low: f64, high: f64) -> Limit<f64> {
 /// Every one of the numbers from `low` to `high`.
 pub fn each_within<const N: usize>(low: f64, high: f64) -> Limit<[f64; N]> {
     let allowed = format!("{} from {low:?} to {high:?}", <[f64; N]>::kind());
-    Limit::that(allowed, move |values: &[f64; N]| {
-        values.iter().all(|value| *value >= low && *value <= high)
-    })
+    Limit::that(allowed, move |values: &[f64; N]| values.iter().all(|value| *value >= low && *value <= high))
 }
 
 /// A smallest and a largest value, both above `low` and up to `high`.
 pub fn range_within(low: f64, high: f64) -> Limit<[f64; 2]> {
     let allowed = format!("[smallest, largest], above {low:?} and up to {high:?}");
-    Limit::that(allowed, move |[first, last]: &[f64; 2]| {
-        *first > low && first <= last && *last <= high
-    })
+    Limit::that(allowed, move |[first, last]: &[f64; 2]| *first > low && first <= last && *last <= high)
 }
 
 /// Not set, or a value that `limit` allows.
 pub fn unset_or<T: Value + 'static>(limit: Limit<T>) -> Limit<Option<T>> {
     let holds = limit.holds;
-    Limit::that(limit.allowed, move |value: &Option<T>| {
-        value.as_ref().is_none_or(&holds)
-    })
+    Limit::that(limit.allowed, move |value: &Option<T>| value.as_ref().is_none_or(&holds))
 }
 
 /// A list of `most` texts at most, not empty, none twice, each allowed by `limit`.
@@ -93,10 +84,7 @@ pub fn name() -> Limit<String> {
 pub fn kafka_name() -> Limit<String> {
     Limit::that("1 to 249 of the characters a-z, A-Z, 0-9, '.', '_' and '-'", |name: &String| {
         let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        (1..=249).contains(&name.len())
-            && name.bytes().all(legal)
-            && name != "."
-            && name != ".."
+        (1..=249).contains(&name.len()) && name.bytes().all(legal) && name != "." && name != ".."
     })
 }
 
@@ -133,7 +121,8 @@ pub fn log_filter() -> Limit<String> {
 
 /// A local directory, or a bucket of an object store.
 pub fn store_url() -> Limit<SecretUrl> {
-    let allowed = "a directory, file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX";
+    let allowed =
+        "a directory, file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX";
     Limit::that(allowed, |url: &SecretUrl| match url.expose().split_once("://") {
         Some(("file", path)) => path.starts_with('/') && path.len() > 1,
         Some(("s3" | "gs" | "az", bucket)) => {
@@ -156,7 +145,6 @@ pub fn registry_url() -> Limit<SecretUrl> {
 /// A token that can't be guessed and fits into a header.
 pub fn token() -> Limit<Secret> {
     Limit::that("16 to 512 visible ASCII characters", |token: &Secret| {
-        (16..=512).contains(&token.expose().len())
-            && token.expose().bytes().all(|b| b.is_ascii_graphic())
+        (16..=512).contains(&token.expose().len()) && token.expose().bytes().all(|b| b.is_ascii_graphic())
     })
 }

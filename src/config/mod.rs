@@ -5,6 +5,7 @@
 //! pure; [`Config::load`] reads the file, the environment and the files that `*_file` keys name. Nothing here
 //! builds anything: what a value makes is `app`'s to say.
 
+mod choice;
 mod limit;
 mod read;
 mod rules;
@@ -18,15 +19,13 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
+pub use choice::{Architecture, Device, IdleMode, KafkaStart, Late, LogFormat, Method};
 pub use read::{ENV_PREFIX, Place, Problem};
 pub use schema::{
     Augment, Config, Gate, Idle, Ingest, Kafka, Lease, Log, Model, Period, Pipeline, Probe, Properties,
     Registry, Retention, Serve, Shutdown, Store, Train,
 };
-pub use value::{
-    Architecture, ByteSize, Device, IdleMode, KafkaStart, Late, LogFormat, Method, REDACTED, Secret, SecretUrl,
-    Span,
-};
+pub use value::{ByteSize, REDACTED, Secret, SecretUrl, Span};
 
 use read::Reader;
 
@@ -99,7 +98,9 @@ impl Config {
         let limit = limit::token();
         match (sources.read_secret)(path).map(|text| Secret::from_file(&text)) {
             Ok(token) if (limit.holds)(&token) => self.serve.token = Some(token),
-            Ok(_) => reader.reject("serve.token_file", found, &format!("a file that holds {}", limit.allowed)),
+            Ok(_) => {
+                reader.reject("serve.token_file", found, &format!("a file that holds {}", limit.allowed))
+            }
             Err(error) => reader.reject("serve.token_file", found, &readable(&error)),
         }
     }

@@ -42,19 +42,9 @@ impl fmt::Display for Place {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     #[error("{place}: {key} = {found}, should be {allowed}")]
-    Invalid {
-        place: Place,
-        key: String,
-        found: String,
-        allowed: String,
-    },
+    Invalid { place: Place, key: String, found: String, allowed: String },
     #[error("{place}: unknown {what} {key}{}", suggestion(nearest))]
-    Unknown {
-        place: Place,
-        what: &'static str,
-        key: String,
-        nearest: Option<String>,
-    },
+    Unknown { place: Place, what: &'static str, key: String, nearest: Option<String> },
     #[error("{place}: not TOML: {message}")]
     Syntax { place: Place, message: String },
     /// The configuration file, or one that a `*_file` key names.
@@ -184,16 +174,17 @@ impl Reader {
     /// Everything below the free table, as texts.
     pub fn take_table(&mut self, path: &str) -> BTreeMap<String, String> {
         let prefix = format!("{path}.");
-        let (below, rest) = std::mem::take(&mut self.given)
-            .into_iter()
-            .partition(|(key, _)| key.starts_with(&prefix));
+        let (below, rest) =
+            std::mem::take(&mut self.given).into_iter().partition(|(key, _)| key.starts_with(&prefix));
         self.given = rest;
         let mut table = BTreeMap::new();
         for (key, Given { place, value }) in below {
             self.places.insert(key.clone(), place);
             let text = match value {
                 Found::Text(text) | Found::Toml(Toml::String(text)) => text,
-                Found::Toml(value @ (Toml::Integer(_) | Toml::Float(_) | Toml::Boolean(_))) => value.to_string(),
+                Found::Toml(value @ (Toml::Integer(_) | Toml::Float(_) | Toml::Boolean(_))) => {
+                    value.to_string()
+                }
                 Found::Toml(other) => {
                     self.reject(&key, printable(&key, &other), "a text, a number, true or false");
                     continue;
@@ -244,9 +235,9 @@ impl Reader {
             self.problems.push(problem);
         }
         self.problems.sort_by_key(|problem| match problem {
-            Problem::Invalid { place, .. } | Problem::Unknown { place, .. } | Problem::Syntax { place, .. } => {
-                sort_key(place)
-            }
+            Problem::Invalid { place, .. }
+            | Problem::Unknown { place, .. }
+            | Problem::Syntax { place, .. } => sort_key(place),
             Problem::Unreadable { .. } => (0, String::new(), 0),
         });
         self.problems
@@ -352,7 +343,8 @@ fn toml_of(value: &DeValue<'_>) -> Toml {
         },
         DeValue::Array(items) => Toml::Array(items.iter().map(|item| toml_of(item.get_ref())).collect()),
         DeValue::Table(table) => {
-            let entries = table.iter().map(|(key, value)| (key.get_ref().to_string(), toml_of(value.get_ref())));
+            let entries =
+                table.iter().map(|(key, value)| (key.get_ref().to_string(), toml_of(value.get_ref())));
             Toml::Table(entries.collect())
         }
     }

@@ -1,8 +1,9 @@
 //! Rules that concern several keys. Pure; a rule is judged only where each of its keys is good by itself.
 
+use super::choice::Architecture;
 use super::read::{Place, Problem, Reader};
 use super::schema::Config;
-use super::value::{Architecture, quoted};
+use super::value::quoted;
 
 /// Settings of librdkafka that the program's guarantees rest on, and what to use in their place.
 const RESERVED_PROPERTIES: [(&str, &str); 8] = [

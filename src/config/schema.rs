@@ -7,15 +7,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::choice::{Architecture, Device, IdleMode, KafkaStart, Late, LogFormat, Method};
 use super::limit::{
     Limit, above, any, below, each_within, host_port, kafka_name, listen_address, log_filter, name,
     range_within, registry_url, some_of, store_url, token, unset_or, within,
 };
 use super::read::Reader;
-use super::value::{
-    Architecture, ByteSize, Device, IdleMode, KafkaStart, Late, LogFormat, Method, Secret,
-    SecretUrl, Span, Value, looks_secret, quoted,
-};
+use super::value::{ByteSize, Secret, SecretUrl, Span, Value, looks_secret, quoted};
 use crate::types::EventTime;
 
 /// Settings of librdkafka by their own names. Every value is handled as a secret, because a password may be one.
@@ -188,7 +186,7 @@ schema! {
         /// Any librdkafka setting by its own name, "security.protocol" = "ssl" for instance. As a variable:
         /// PALIMPSEST__KAFKA__PROPERTIES__SECURITY_PROTOCOL. A name with "_file" behind it names a file that holds
         /// the value: "sasl.password_file" = "/run/secrets/kafka".
-        properties: Properties = Properties::default(), any::<String>();
+        properties: Properties = Properties::default(), Limit::that("a table of texts, numbers, true and false", |_| true);
     }
 
     /// From records to segments.

@@ -27,7 +27,10 @@ fn the_manual_on_disk_is_the_one_that_the_schema_makes() {
         std::fs::write(path, Config::manual()).unwrap();
     }
     let text = std::fs::read_to_string(path).unwrap();
-    assert!(text == Config::manual(), "run this test with PALIMPSEST_WRITE_MANUAL=1 and look at the difference");
+    assert!(
+        text == Config::manual(),
+        "run this test with PALIMPSEST_WRITE_MANUAL=1 and look at the difference"
+    );
 }
 
 #[test]
@@ -49,7 +52,8 @@ fn the_manual_has_every_key_and_says_what_it_does() {
 
 #[test]
 fn what_is_shown_reads_back() {
-    let text = "[model]\ninit = \"w.safetensors\"\n[kafka]\nproperties = { \"security.protocol\" = \"ssl\" }\n";
+    let text =
+        "[model]\ninit = \"w.safetensors\"\n[kafka]\nproperties = { \"security.protocol\" = \"ssl\" }\n";
     let config = parse(text, &[]).unwrap();
     assert_eq!(parse(&config.show(), &[]), Ok(config));
 }
@@ -91,7 +95,8 @@ fn a_variable_wins_over_the_file_and_is_named_when_wrong() {
     let text = "[train]\nbatch = 32\n";
     let config = parse(text, &[("PALIMPSEST__TRAIN__BATCH", "64"), ("PALIMPSEST_ABORT_AT", "x")]).unwrap();
     assert_eq!(config.train.batch, 64);
-    let wrong = parse(text, &[("PALIMPSEST__TRAIN__BATCH", "1"), ("PALIMPSEST__TRAIN__STEP", "5")]).unwrap_err();
+    let wrong =
+        parse(text, &[("PALIMPSEST__TRAIN__BATCH", "1"), ("PALIMPSEST__TRAIN__STEP", "5")]).unwrap_err();
     assert_eq!(
         wrong,
         [
@@ -226,7 +231,10 @@ fn a_token_can_stand_in_a_file_of_its_own() {
     for (text, expected) in [
         ("token_file = \"/run/short\"", "should be a file that holds 16 to 512 visible ASCII characters"),
         ("token_file = \"/none\"", "should be a file that can be read (entity not found)"),
-        ("token_file = \"/run/token\"\ntoken = \"0123456789abcdef\"", "should be not set where serve.token is"),
+        (
+            "token_file = \"/run/token\"\ntoken = \"0123456789abcdef\"",
+            "should be not set where serve.token is",
+        ),
     ] {
         let found = mistakes(&format!("[serve]\n{text}\n"));
         assert!(found.len() == 1 && found[0].ends_with(expected), "{found:?}");

@@ -195,13 +195,8 @@ impl<T: Value> Value for Option<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(u64);
 
-const SPAN_UNITS: [(&str, u64); 5] = [
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1000),
-    ("ms", 1),
-];
+const SPAN_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
 impl Span {
     pub const fn from_ms(ms: u64) -> Self {
@@ -308,12 +303,7 @@ fn read_in_units(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(*factor)
 }
 
-fn write_in_units(
-    f: &mut fmt::Formatter<'_>,
-    value: u64,
-    units: &[(&str, u64)],
-    zero: &str,
-) -> fmt::Result {
+fn write_in_units(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)], zero: &str) -> fmt::Result {
     match units.iter().find(|(_, factor)| value % factor == 0) {
         Some((unit, factor)) if value > 0 => write!(f, "{}{unit}", value / factor),
         _ => f.write_str(zero),
@@ -329,18 +319,12 @@ pub struct Secret {
 
 impl Secret {
     pub fn new(text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            from_file: false,
-        }
+        Self { text: text.into(), from_file: false }
     }
 
     /// One that stands in a file of its own: the configuration shows the file's name only.
     pub(super) fn from_file(text: &str) -> Self {
-        Self {
-            text: text.trim_end_matches(['\r', '\n']).to_owned(),
-            from_file: true,
-        }
+        Self { text: text.trim_end_matches(['\r', '\n']).to_owned(), from_file: true }
     }
 
     /// The text itself, for the one place that compares or sends it.
@@ -443,97 +427,7 @@ pub fn redact_url(url: &str) -> String {
 /// Whether a key of this name usually holds something that must not be printed.
 pub fn looks_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    let hints = [
-        "password", "passwd", "secret", "token", "credential", "jaas", "private", "oauthbearer.config",
-    ];
+    let hints =
+        ["password", "passwd", "secret", "token", "credential", "jaas", "private", "oauthbearer.config"];
     hints.iter().any(|hint| name.contains(hint)) || name.ends_with(".pem")
-}
-
-/// An enumeration whose values are written as texts.
-macro_rules! choices {
-    ($(
-        $(#[doc = $about:literal])*
-        $name:ident { $( $(#[doc = $doc:literal])* $variant:ident = $text:literal, )* }
-    )*) => {$(
-        $(#[doc = $about])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $( $(#[doc = $doc])* $variant, )* }
-
-        impl $name {
-            /// As written in the configuration.
-            pub const fn as_str(self) -> &'static str {
-                match self { $( Self::$variant => $text, )* }
-            }
-        }
-
-        impl Value for $name {
-            fn kind() -> String {
-                [$( concat!("\"", $text, "\"") ),*].join(" or ")
-            }
-            fn read(found: &Toml) -> Option<Self> {
-                match found.as_str()? { $( $text => Some(Self::$variant), )* _ => None }
-            }
-            fn from_text(text: &str) -> Toml {
-                Toml::String(text.to_owned())
-            }
-            fn show(&self) -> Option<String> {
-                Some(quoted(self.as_str()))
-            }
-        }
-    )*};
-}
-
-choices! {
-    /// Where a partition that nobody has read yet starts.
-    KafkaStart { Earliest = "earliest", Latest = "latest", }
-    /// What becomes of a frame whose period is sealed.
-    Late { Join = "join", Drop = "drop", }
-    /// Whether the wall clock counts when every partition is idle.
-    IdleMode { Clock = "clock", Hold = "hold", }
-    /// The encoder's architecture.
-    Architecture { VitTiny = "vit_tiny", Resnet18 = "resnet18", ResnetSmall = "resnet_small", }
-    /// What holds the student to its teacher.
-    Method { Lwf = "lwf", Cassle = "cassle", Finetune = "finetune", }
-    /// The form of the log.
-    LogFormat {
-        /// Text on a terminal, JSON lines otherwise.
-        Auto = "auto",
-        Text = "text",
-        Json = "json",
-    }
-}
-
-/// Where tensors live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device {
-    /// The first CUDA device if there is one, else the CPU.
-    Auto,
-    Cpu,
-    Cuda(usize),
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-        }
-    }
-}
-
-impl Value for Device {
-    fn kind() -> String {
-        "\"auto\", \"cpu\" or \"cuda:N\"".into()
-    }
-    fn read(found: &Toml) -> Option<Self> {
-        match found.as_str()? {
-            "auto" => Some(Self::Auto),
-            "cpu" => Some(Self::Cpu),
-            other => other.strip_prefix("cuda:")?.parse().ok().map(Self::Cuda),
-        }
-    }
-    fn show(&self) -> Option<String> {
-        Some(quoted(&self.to_string()))
-    }
 }

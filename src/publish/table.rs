@@ -27,7 +27,7 @@ pub struct VersionRow {
 /// `probes`: the periods whose probe sets are the accuracy columns. Accuracies and forgetting in per cent.
 pub fn versions_table(probes: &[PeriodId], rows: &[VersionRow]) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
     let mut head = vec!["version".to_owned(), "period".to_owned(), "frames".to_owned()];
     head.extend(probes.iter().map(|period| format!("kNN % on\n{period}")));
     head.extend(["forgetting\naverage", "backward\ntransfer", "gate"].map(str::to_owned));
