@@ -39,7 +39,8 @@ pub struct Subject<'a> {
 
 impl<'a> Subject<'a> {
     pub fn new(recipe: &'a Recipe, bytes: &'a NetworkBytes, device: &'a Device) -> Result<Self> {
-        let network = Network::load(&recipe.model, bytes, device, crate::model::Trainability::Frozen).map_err(crate::train::TrainError::from)?;
+        let network = Network::load(&recipe.model, bytes, device, crate::model::Trainability::Frozen)
+            .map_err(crate::train::TrainError::from)?;
         Ok(Self { recipe, bytes, network, device })
     }
 
