@@ -15,6 +15,7 @@ pub mod model;
 pub mod period;
 pub mod publish;
 pub mod registry;
+pub mod serve;
 pub mod store;
 pub mod supervisor;
 pub mod train;
