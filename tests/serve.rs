@@ -18,7 +18,7 @@ use palimpsest::metrics::HTTP_REQUESTS;
 use palimpsest::model::{Architecture, EncoderSpec, Weights};
 use palimpsest::publish::encoder_config::{Preprocessing, encoder_config};
 use palimpsest::registry::sqlite::SqliteRegistry;
-use palimpsest::registry::{Flush, PeriodBounds, Publication, Registry, SegmentRecord};
+use palimpsest::registry::{Flush, Lineage, PeriodBounds, Publication, Registry, SegmentRecord};
 use palimpsest::serve::{Check, Embedder, Limits, Parts, Token, router};
 use palimpsest::store::Store;
 use palimpsest::store::paths::Paths;
@@ -140,12 +140,12 @@ async fn publish_first_version(registry: &SqliteRegistry, store: &Store, paths: 
     let lease = registry.acquire_lease("learner", "test", 60_000, NOW).await.unwrap().unwrap();
     let next = PeriodBounds { id: PeriodId(EventTime(1000)), end: EventTime(2000) };
     registry.seal(&lease, period.id, 1, next, NOW).await.unwrap();
-    let attempt = registry.begin_attempt(&lease, period.id, "0.1.0").await.unwrap();
+    let attempt = registry.begin_attempt(&lease, period.id, "0.1.0", Lineage::Continued).await.unwrap();
     let (files, encoder) = put_files(store, &paths.version(Version(1))).await;
     registry.set_evaluating(&lease, period.id).await.unwrap();
     let version = registry.reserve_version(&lease, period.id, attempt.number, &files).await.unwrap();
     assert_eq!(version, Version(1));
-    let publication = Publication { version, manifest: MANIFEST.into(), scores: vec![], probe_set: None };
+    let publication = Publication { version, manifest: MANIFEST.into(), files, scores: vec![], probe_set: None };
     registry.publish(&lease, &publication, NOW).await.unwrap();
     encoder
 }
