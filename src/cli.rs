@@ -5,14 +5,14 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Subcommand;
 use serde::Serialize;
 
 use crate::app::Deployment;
 use crate::config::Config;
 use crate::produce;
-use crate::registry::{LATEST, PositionRecord, RegistryError};
+use crate::registry::{LATEST, PositionRecord, Registry, RegistryError};
 use crate::types::{EventTime, PeriodId, TopicPartition, Version};
 
 /// The words or the configuration were wrong: exit code 2.
@@ -127,7 +127,7 @@ pub async fn versions(config: &Config, action: VersionsAction) -> Result<()> {
     let deployment = Deployment::open(config).await?;
     let registry = deployment.registry.as_ref();
     match action {
-        VersionsAction::List if is_for_people() => println!("{}", crate::app::versions_table(registry).await?),
+        VersionsAction::List if is_for_people() => println!("{}", crate::app::versions::versions_table(registry).await?),
         VersionsAction::List => {
             for version in registry.versions().await?.into_iter().filter(|version| version.visible) {
                 print_line(&version)?;
@@ -258,7 +258,7 @@ fn print_records<T: Serialize>(head: &[&str], records: &[T], row: impl Fn(&T) ->
         return records.iter().try_for_each(print_line);
     }
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(head.to_vec());
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(head.to_vec());
     table.add_rows(records.iter().map(row));
     println!("{table}");
     Ok(())

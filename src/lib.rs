@@ -4,15 +4,18 @@
 //! says what was read. A period's way: [`period`] closes it, [`train`] teaches a [`model`] in a child process,
 //! [`eval`] measures, [`publish`] describes the version, [`serve`] hands it out. ARCHITECTURE.md draws both.
 
+pub mod app;
 pub mod config;
 pub mod eval;
 pub mod failpoint;
+pub mod ingest;
 pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod period;
 pub mod publish;
 pub mod registry;
+pub mod serve;
 pub mod store;
 pub mod supervisor;
 pub mod train;
@@ -20,3 +23,4 @@ pub mod types;
 
 /// Of this program, as `--version` prints it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub mod cli;

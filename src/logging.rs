@@ -3,7 +3,9 @@
 //! Standard output belongs to what a command answers. Events carry their subject as fields (`period`, `version`,
 //! `partition`), so that both forms can be searched by it. What is logged is the configuration's to say.
 
+use std::fs::File;
 use std::io::IsTerminal;
+use std::sync::Mutex;
 
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
@@ -20,8 +22,16 @@ pub enum LoggingError {
     AlreadySet(#[from] TryInitError),
 }
 
-/// Sets up the log of the whole process. Call it once.
-pub fn install(log: &Log) -> Result<(), LoggingError> {
+/// Sets up the log of the whole process, on standard error or appended to `file`. Call it once.
+pub fn install(log: &Log, file: Option<File>) -> Result<(), LoggingError> {
+    if let Some(file) = file {
+        let form = match log.format {
+            LogFormat::Text => Form::Text { colours: false },
+            LogFormat::Auto | LogFormat::Json => Form::Json,
+        };
+        subscriber(log, form, Mutex::new(file))?.try_init()?;
+        return Ok(());
+    }
     let form = match log.format {
         LogFormat::Auto if std::io::stderr().is_terminal() => Form::Text { colours: true },
         LogFormat::Auto | LogFormat::Json => Form::Json,
@@ -54,7 +64,7 @@ where
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use super::*;
 

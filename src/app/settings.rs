@@ -1,10 +1,15 @@
 //! From the configuration to each part's own settings. Pure.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{self, Config};
 use crate::eval::gate::GateLimits;
+use crate::ingest::{
+    FlushPolicy, FrameLimits, IdleMode, IdlePolicy, IngestSettings, KafkaSettings, KafkaStart, LatePolicy,
+    PeriodPolicy,
+};
 use crate::model::{Architecture, EncoderSpec};
 use crate::period::child::Program;
 use crate::period::controller::LearnSettings;
@@ -127,11 +132,89 @@ fn augmentation(augment: &config::Augment) -> Augmentation {
     }
 }
 
-/// How the learner starts its training processes: this program again.
-pub fn training_program(store_url: &str, log: Option<PathBuf>) -> std::io::Result<Program> {
+/// How the learner starts its training processes: this program again. What it needs of the configuration goes into
+/// its environment, where a store's URL with a password in it is not for every user's eyes.
+pub fn training_program(config: &Config, log: Option<PathBuf>) -> std::io::Result<Program> {
+    let format = match config.log.format {
+        config::LogFormat::Auto if log.is_some() => config::LogFormat::Json,
+        format => format,
+    };
     Ok(Program {
         executable: std::env::current_exe()?,
-        arguments: vec!["train".into(), "--stop-with-stdin".into(), "--store".into(), store_url.into(), "--job".into()],
+        arguments: ["train", "--stop-with-stdin", "--job"].map(Into::into).into(),
+        environment: vec![
+            ("PALIMPSEST__STORE__URL".into(), config.store.url.expose().into()),
+            ("PALIMPSEST__LOG__FORMAT".into(), format.as_str().into()),
+            ("PALIMPSEST__LOG__FILTER".into(), config.log.filter.clone().into()),
+        ],
         log,
     })
+}
+
+/// Settings of ingest. `identity`: what tells incarnations of the topics apart.
+pub fn ingest(config: &Config, identity: String) -> IngestSettings {
+    let flush_age_ms = config.ingest.flush_age.as_ms();
+    let timeout_ms = config.idle.timeout.as_ms();
+    IngestSettings {
+        pipeline: config.pipeline.name.clone(),
+        kafka: KafkaSettings {
+            properties: kafka_properties(&config.kafka),
+            topics: config.kafka.topics.clone(),
+            identity,
+            group: config.consumer_group(),
+            start: match config.kafka.start {
+                config::KafkaStart::Earliest => KafkaStart::Earliest,
+                config::KafkaStart::Latest => KafkaStart::Latest,
+            },
+            dead_letter_topic: config.dead_letter_topic(),
+            max_in_flight_bytes: config.ingest.max_record_bytes.as_usize().saturating_mul(2),
+            metadata_interval_ms: METADATA_INTERVAL_MS,
+        },
+        limits: FrameLimits {
+            max_record_bytes: config.ingest.max_record_bytes.as_usize(),
+            max_rows: config.ingest.max_rows as usize,
+            max_frame_bytes: config.ingest.max_frame_bytes.as_usize(),
+            max_pixels: config.ingest.max_pixels,
+            earliest_captured_at: config.ingest.earliest_captured_at,
+            max_ahead_ms: config.ingest.max_ahead.as_ms(),
+        },
+        periods: PeriodPolicy {
+            length_ms: config.period.length.as_ms(),
+            late: match config.ingest.late {
+                config::Late::Join => LatePolicy::Join,
+                config::Late::Drop => LatePolicy::Drop,
+            },
+            max_waiting_bytes: config.period.max_waiting_bytes.as_bytes(),
+        },
+        flush: FlushPolicy {
+            max_bytes: config.ingest.segment_bytes.as_usize(),
+            max_age_ms: flush_age_ms,
+            max_quiet_ms: flush_age_ms.min(timeout_ms),
+            max_total_bytes: config.ingest.max_buffered_bytes.as_usize(),
+        },
+        idle: IdlePolicy {
+            mode: match config.idle.mode {
+                config::IdleMode::Clock => IdleMode::WallClock,
+                config::IdleMode::Hold => IdleMode::Hold,
+            },
+            timeout_ms,
+            report_ttl_ms: REPORT_INTERVAL_MS as i64 * REPORTS_PER_TTL,
+        },
+        report_interval_ms: REPORT_INTERVAL_MS,
+        drain_timeout_ms: drain_of_child(config.shutdown.drain.as_duration()).as_millis() as u64,
+    }
+}
+
+/// Partitions that are added to a topic hold the watermark back after at most so long.
+const METADATA_INTERVAL_MS: u64 = 30_000;
+/// The stream's watermark is so old at most.
+const REPORT_INTERVAL_MS: u64 = 1000;
+/// A report counts until so many of its successors failed to come.
+const REPORTS_PER_TTL: i64 = 30;
+
+/// librdkafka's settings: the configured ones over the brokers' addresses.
+pub fn kafka_properties(kafka: &config::Kafka) -> BTreeMap<String, String> {
+    let brokers = [("bootstrap.servers".to_owned(), kafka.brokers.join(","))];
+    let configured = kafka.properties.settings().map(|(key, value)| (key.to_owned(), value.to_owned()));
+    brokers.into_iter().chain(configured).collect()
 }

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::config::Config;
+use crate::logging;
 use crate::period::worker::{self, Worker};
 use crate::store::Store;
 use crate::train::runtime;
@@ -18,9 +20,10 @@ use crate::train::spec::{Progress, TrainJob};
 /// takes, shorter than an operator's patience.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(60);
 
-/// Runs one job. `with_stdin`: it is to stop when its standard input closes, because its parent is gone then.
-pub fn train(store_url: &str, job_path: &str, with_stdin: bool) -> Result<()> {
-    let done = work(store_url, job_path, with_stdin);
+/// Runs one job; the store and the log are the configuration's. `with_stdin`: it is to stop when its standard input closes, because its parent is gone then.
+pub fn train(config: &Config, job_path: &str, with_stdin: bool) -> Result<()> {
+    logging::install(&config.log, None)?;
+    let done = work(config.store.url.expose(), job_path, with_stdin);
     if let Err(error) = &done {
         let failed = Progress::Failed { reason: format!("{error:#}") };
         println!("{}", serde_json::to_string(&failed)?);

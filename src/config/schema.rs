@@ -233,6 +233,8 @@ schema! {
         min_frames: u64 = 1024, within(8, 1_000_000_000);
         /// Above it a deterministic sample is trained on.
         max_frames: u64 = 1_000_000, within(8, 1_000_000_000);
+        /// Frames of closed periods that wait for their training. Above it ingest pauses until the learner has caught up.
+        max_waiting_bytes: ByteSize = ByteSize::from_gib(256), within(ByteSize::from_mib(1), ByteSize::from_gib(1 << 20));
     }
 
     /// The encoder. A change that alters its weights' shapes or its input needs model.new_lineage.

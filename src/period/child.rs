@@ -21,6 +21,8 @@ pub struct Program {
     pub executable: PathBuf,
     /// What comes before the name of the job file.
     pub arguments: Vec<OsString>,
+    /// Added to our own environment.
+    pub environment: Vec<(OsString, OsString)>,
     /// Where its log is appended; `None`: where ours goes.
     pub log: Option<PathBuf>,
 }
@@ -53,6 +55,7 @@ impl TrainingProcess {
             None => Stdio::inherit(),
         };
         let mut child = Command::new(&program.executable)
+            .envs(program.environment.iter().map(|(key, value)| (key, value)))
             .args(&program.arguments)
             .arg(job_path)
             .stdin(Stdio::piped())
@@ -117,7 +120,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Program {
-        Program { executable: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()], log: None }
+        Program { executable: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()], environment: vec![], log: None }
     }
 
     #[tokio::test]

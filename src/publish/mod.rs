@@ -4,7 +4,7 @@
 //! gate, fills them in. That a version is published is the registry's to say, not a file's.
 
 pub mod card;
-//pub mod copy;
+pub mod copy;
 pub mod embeddings;
 pub mod encoder_config;
 pub mod manifest;
