@@ -24,7 +24,7 @@ pub const START: EventTime = EventTime::from_ms(1_767_225_600_000);
 pub const PERIOD_MS: i64 = 3_600_000;
 pub const LATENESS_MS: i64 = 60_000;
 /// Longer than any wait here takes on a loaded machine, so that a hang fails instead of blocking.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 pub fn period(index: i64) -> PeriodId {
     PeriodId(START.plus_ms(index * PERIOD_MS))
@@ -145,6 +145,11 @@ impl Site {
             ("kafka.brokers", format!("[{brokers:?}]")),
             ("kafka.topics", r#"["frames"]"#.into()),
             ("kafka.dead_letter_topic", r#""dead-letters""#.into()),
+            // A killed consumer's partitions come free after its session.
+            (
+                "kafka.properties",
+                r#"{ "session.timeout.ms" = "3000", "heartbeat.interval.ms" = "500" }"#.into(),
+            ),
             ("ingest.flush_age", r#""500ms""#.into()),
             ("idle.mode", r#""hold""#.into()),
             ("period.length", r#""1h""#.into()),
