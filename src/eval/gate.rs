@@ -16,6 +16,8 @@ pub struct GateLimits {
     /// Smallest RankMe on the new probe set, in dimensions (1 is a point or a line). Larger refuses encoders that use
     /// few directions for good; smaller lets a collapsed one through.
     pub min_effective_rank: f64,
+    /// Refuse a candidate whose contrastive loss on the new probe set is not below its reference's.
+    pub require_learning: bool,
     /// Largest loss of kNN accuracy against the parent on any earlier period's probe set, 0..1.
     pub max_parent_loss: f64,
     /// The same against the best ancestor: what may be lost over all periods together.
@@ -103,7 +105,7 @@ fn lost(loss: Interval, limit: f64) -> String {
 pub fn decide(evaluation: &Evaluation, limits: &GateLimits, is_first: bool) -> Verdict {
     let reason = not_finite(evaluation)
         .or_else(|| collapsed(evaluation, limits))
-        .or_else(|| learned_nothing(evaluation, is_first))
+        .or_else(|| learned_nothing(evaluation, limits, is_first))
         .or_else(|| forgot_parent(evaluation, limits))
         .or_else(|| forgot_cumulative(evaluation, limits));
     match reason {
@@ -128,10 +130,10 @@ fn collapsed(evaluation: &Evaluation, limits: &GateLimits) -> Option<Reason> {
     (effective_rank < limit).then_some(Reason::Collapsed { period: probe.period, effective_rank, limit })
 }
 
-fn learned_nothing(evaluation: &Evaluation, first: bool) -> Option<Reason> {
+fn learned_nothing(evaluation: &Evaluation, limits: &GateLimits, first: bool) -> Option<Reason> {
     let probe = evaluation.new_probe.as_ref()?;
     let (candidate_loss, reference_loss) = (probe.candidate_loss, probe.reference_loss);
-    (candidate_loss >= reference_loss).then_some(Reason::LearnedNothing {
+    (limits.require_learning && candidate_loss >= reference_loss).then_some(Reason::LearnedNothing {
         period: probe.period,
         candidate_loss,
         reference_loss,
@@ -171,8 +173,12 @@ mod tests {
     use crate::eval::{Accuracies, NewProbeEvaluation, Shape};
     use crate::types::EventTime;
 
-    const LIMITS: GateLimits =
-        GateLimits { min_effective_rank: 4.0, max_parent_loss: 0.05, max_cumulative_loss: 0.1 };
+    const LIMITS: GateLimits = GateLimits {
+        min_effective_rank: 4.0,
+        require_learning: true,
+        max_parent_loss: 0.05,
+        max_cumulative_loss: 0.1,
+    };
 
     fn period(day: i64) -> PeriodId {
         PeriodId(EventTime(day * 86_400_000))

@@ -12,6 +12,7 @@ mod heads;
 mod init;
 mod layers;
 pub mod ops;
+pub mod preprocess;
 mod resnet;
 mod vit;
 mod weights;

@@ -21,6 +21,10 @@ pub struct Program {
     pub executable: PathBuf,
     /// What comes before the name of the job file.
     pub arguments: Vec<OsString>,
+    /// Added to our own environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Where its log is appended; `None`: where ours goes.
+    pub log: Option<PathBuf>,
 }
 
 /// A started training process. Dropping it kills the process.
@@ -38,23 +42,32 @@ pub struct TrainingProcess {
 pub enum ChildEvent {
     Progress(Progress),
     /// It ended, well or not; a reason where it did not.
-    Ended { failure: Option<String> },
+    Ended {
+        failure: Option<String>,
+    },
 }
 
 impl TrainingProcess {
     /// Starts the program on one job file.
     pub fn start(program: &Program, job_path: &str) -> std::io::Result<Self> {
+        let log = match &program.log {
+            Some(path) => std::fs::OpenOptions::new().create(true).append(true).open(path)?.into(),
+            None => Stdio::inherit(),
+        };
         let mut child = Command::new(&program.executable)
+            .envs(program.environment.iter().map(|(key, value)| (key, value)))
             .args(&program.arguments)
             .arg(job_path)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(log)
             // A Ctrl-C on the terminal is ours to answer: the child must not get it as well.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         let stdin = child.stdin.take();
-        let stdout = child.stdout.take().ok_or_else(|| std::io::Error::other("the child has no standard output"))?;
+        let stdout =
+            child.stdout.take().ok_or_else(|| std::io::Error::other("the child has no standard output"))?;
         Ok(Self { child, stdin, lines: BufReader::new(stdout).lines(), reason: None })
     }
 
@@ -64,7 +77,9 @@ impl TrainingProcess {
             match serde_json::from_str::<Progress>(&line) {
                 Ok(Progress::Failed { reason }) => self.reason = Some(reason),
                 Ok(progress) => return Ok(ChildEvent::Progress(progress)),
-                Err(error) => tracing::warn!(%line, %error, "the training process wrote a line that is not progress"),
+                Err(error) => {
+                    tracing::warn!(%line, %error, "the training process wrote a line that is not progress")
+                }
             }
         }
         let status = self.child.wait().await?;
@@ -89,7 +104,10 @@ impl TrainingProcess {
             }
         });
         if ended.await.is_err() {
-            tracing::warn!(?patience, "the training process did not end in time and is killed: its last checkpoint counts");
+            tracing::warn!(
+                ?patience,
+                "the training process did not end in time and is killed: its last checkpoint counts"
+            );
             if let Err(error) = self.child.kill().await {
                 tracing::error!(%error, "the training process could not be killed");
             }
@@ -102,7 +120,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Program {
-        Program { executable: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] }
+        Program { executable: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()], environment: vec![], log: None }
     }
 
     #[tokio::test]
@@ -117,11 +135,15 @@ mod tests {
     async fn the_reason_of_a_failure_is_the_childs_own_where_it_gave_one() {
         let script = r#"echo '{"event":"failed","reason":"loss is NaN at step 7"}'; exit 1"#;
         let mut process = TrainingProcess::start(&shell(script), "job").unwrap();
-        let Ok(ChildEvent::Ended { failure: Some(reason) }) = process.next().await else { panic!("no failure") };
+        let Ok(ChildEvent::Ended { failure: Some(reason) }) = process.next().await else {
+            panic!("no failure")
+        };
         assert_eq!(reason, "loss is NaN at step 7");
 
         let mut killed = TrainingProcess::start(&shell("kill -9 $$"), "job").unwrap();
-        let Ok(ChildEvent::Ended { failure: Some(reason) }) = killed.next().await else { panic!("no failure") };
+        let Ok(ChildEvent::Ended { failure: Some(reason) }) = killed.next().await else {
+            panic!("no failure")
+        };
         assert!(reason.contains("signal: 9"), "{reason}");
     }
 

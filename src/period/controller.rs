@@ -286,8 +286,8 @@ impl Session<'_> {
             Err(StoreError::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let outcome: Outcome =
-            serde_json::from_slice(&bytes).map_err(|source| LearnError::Outcome { path: path.clone(), source })?;
+        let outcome: Outcome = serde_json::from_slice(&bytes)
+            .map_err(|source| LearnError::Outcome { path: path.clone(), source })?;
         if outcome.schema > SCHEMA {
             return Err(LearnError::Schema { path, found: outcome.schema });
         }
@@ -306,7 +306,8 @@ impl Session<'_> {
             Step::Wait(_) => {}
             Step::Seal => self.seal(record, observed.watermark).await?,
             Step::BeginAttempt => {
-                registry.begin_attempt(&self.lease, record.id, crate::VERSION).await?;
+                let lineage = job::lineage(registry.as_ref(), &self.controller.settings.job).await?;
+                registry.begin_attempt(&self.lease, record.id, crate::VERSION, lineage).await?;
             }
             Step::StartChild => self.start_child(record, observed.attempt).await?,
             Step::MarkEvaluating => registry.set_evaluating(&self.lease, record.id).await?,
@@ -346,7 +347,11 @@ impl Session<'_> {
     }
 
     /// A start that can't even begin counts as one that failed, so that a broken job doesn't try for ever.
-    async fn start_child(&mut self, record: &PeriodRecord, attempt: Option<AttemptRecord>) -> Result<(), LearnError> {
+    async fn start_child(
+        &mut self,
+        record: &PeriodRecord,
+        attempt: Option<AttemptRecord>,
+    ) -> Result<(), LearnError> {
         let Some(mut attempt) = attempt else { return Ok(()) };
         let Controller { registry, .. } = self.controller;
         attempt.start = registry.begin_start(&self.lease, record.id, attempt.number).await?;
@@ -370,7 +375,11 @@ impl Session<'_> {
         }
     }
 
-    async fn launch(&self, record: &PeriodRecord, attempt: &AttemptRecord) -> Result<TrainingProcess, LearnError> {
+    async fn launch(
+        &self,
+        record: &PeriodRecord,
+        attempt: &AttemptRecord,
+    ) -> Result<TrainingProcess, LearnError> {
         let Controller { registry, store, paths, settings, .. } = self.controller;
         let job = job::build(registry.as_ref(), paths, &settings.job, record, attempt).await?;
         let path = format!("{}/{}", job.output_prefix, output::JOB);

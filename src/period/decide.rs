@@ -154,7 +154,8 @@ mod tests {
     use super::*;
     use crate::types::PeriodId;
 
-    const POLICY: Policy = Policy { lateness_ms: 10, max_failures: 3, keep_published: 1, inspect_for_ms: 1000 };
+    const POLICY: Policy =
+        Policy { lateness_ms: 10, max_failures: 3, keep_published: 1, inspect_for_ms: 1000 };
 
     fn record(state: PeriodState) -> PeriodRecord {
         PeriodRecord {

@@ -8,7 +8,9 @@ use crate::registry::{ScoreRecord, VersionRecord};
 use crate::types::{PeriodId, Version};
 
 /// Accuracies of the probes, which need labels.
-pub const PROBES: [&str; 3] = ["knn", "linear", "few_shot"];
+pub const PROBES: [&str; 3] = [KNN, "linear", "few_shot"];
+/// The probe that gates and tables go by.
+pub const KNN: &str = "knn";
 /// RankMe: measured on every probe set of every version, labelled or not.
 pub const EFFECTIVE_RANK: &str = "effective_rank";
 pub const CKA: &str = "cka";

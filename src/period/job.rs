@@ -12,7 +12,8 @@ use super::history;
 use crate::eval::Ancestor;
 use crate::eval::forgetting::{History, HistoryError};
 use crate::registry::{
-    AttemptRecord, PeriodRecord, ProbeSetRecord, Registry, RegistryError, ScoreRecord, SegmentRecord, VersionRecord,
+    AttemptRecord, LATEST, Lineage, PeriodRecord, ProbeSetRecord, Registry, RegistryError, ScoreRecord,
+    SegmentRecord, VersionRecord,
 };
 use crate::store::paths::Paths;
 use crate::train::spec::{
@@ -28,6 +29,8 @@ pub struct JobSettings {
     pub seed: u64,
     pub max_frames: u64,
     pub model: ModelSpec,
+    /// Another model than that of `latest` may start anew.
+    pub new_lineage: bool,
     pub method: Method,
     pub optimisation: Optimisation,
     /// Steps of the first period, which has no teacher.
@@ -47,8 +50,38 @@ pub enum JobError {
     Registry(#[from] RegistryError),
     #[error(transparent)]
     History(#[from] HistoryError),
+    #[error(
+        "`latest` names {version}, whose {field} is {found}, configured is {configured}: set model.new_lineage = true \
+         to start anew, or change it back"
+    )]
+    OtherModel { version: Version, field: String, found: String, configured: String },
     #[error("version {version} has no file {name}")]
     MissingFile { version: Version, name: String },
+}
+
+/// What the next attempt descends from: the version that `latest` names, or nothing if there is none or if it is
+/// of another model and the settings allow a new lineage.
+pub async fn lineage(registry: &dyn Registry, settings: &JobSettings) -> Result<Lineage, JobError> {
+    let Some(latest) = registry.aliases().await?.get(LATEST).copied() else { return Ok(Lineage::Continued) };
+    let manifest = registry.version(latest).await?.manifest.unwrap_or_default();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest)
+        .map_err(|_| RegistryError::Corrupt { what: "a manifest", value: manifest })?;
+    let configured = serde_json::json!(settings.model);
+    let found = &manifest["hyper_parameters"]["model"];
+    // Where the first weights came from does not matter to those that descend from them.
+    let fields = configured.as_object().into_iter().flatten().filter(|(field, _)| *field != "init");
+    let Some((field, value)) = fields.into_iter().find(|(field, value)| found[field] != **value) else {
+        return Ok(Lineage::Continued);
+    };
+    if settings.new_lineage {
+        return Ok(Lineage::New);
+    }
+    Err(JobError::OtherModel {
+        version: latest,
+        field: format!("model.{field}"),
+        found: found[field].to_string(),
+        configured: value.to_string(),
+    })
 }
 
 /// The job of one start of an attempt.
@@ -68,7 +101,7 @@ pub async fn build(
             let scores = registry.scores().await?;
             let sets = chosen_probe_sets(registry.probe_sets().await?, &scores, parent, settings.probe_keep);
             let measured = history::of(&versions, &scores, history::EFFECTIVE_RANK)?;
-            let knn = history::of(&versions, &scores, "knn")?;
+            let knn = history::of(&versions, &scores, history::KNN)?;
             let inputs = sets.iter().map(|set| published.probe_input(set, parent, &measured, &knn));
             inputs.collect::<Result<_, _>>()?
         }
@@ -99,7 +132,10 @@ pub async fn build(
         attempt: attempt.number,
         start: attempt.start,
         output_prefix: paths.start(period.id, attempt.number, attempt.start),
-        earlier_prefixes: (1..attempt.start).rev().map(|s| paths.start(period.id, attempt.number, s)).collect(),
+        earlier_prefixes: (1..attempt.start)
+            .rev()
+            .map(|s| paths.start(period.id, attempt.number, s))
+            .collect(),
         device: settings.device.clone(),
         threads: settings.threads,
         checkpoint_steps: settings.checkpoint_steps,
@@ -246,7 +282,7 @@ mod tests {
     fn a_set_comes_with_the_version_that_learned_it_the_best_and_the_parent() {
         let versions = [version(1, None), version(2, Some(1)), version(3, Some(2))];
         let scores = [score(1, 1, 0.7), score(2, 1, 0.9), score(3, 1, 0.8)];
-        let knn = history::of(&versions, &scores, "knn").unwrap();
+        let knn = history::of(&versions, &scores, history::KNN).unwrap();
         let published = PublishedFiles { paths: &Paths::new("main"), versions: &versions };
         let input = published.probe_input(&set(1), Version(3), &knn, &knn).unwrap();
         let roles: Vec<_> = input.embeddings.iter().map(|kept| (kept.role, kept.version.0)).collect();

@@ -16,7 +16,9 @@ use crate::types::EventTime;
 pub fn progress(progress: &Progress, batch: usize) {
     match progress {
         Progress::Loaded { steps, .. } => gauge!(names::TRAIN_STEPS).set(*steps as f64),
-        Progress::Resumed { step } | Progress::Trained { step } => gauge!(names::TRAIN_STEP).set(*step as f64),
+        Progress::Resumed { step } | Progress::Trained { step } => {
+            gauge!(names::TRAIN_STEP).set(*step as f64)
+        }
         Progress::Step { step, steps, total, ntxent, distillation, images_per_second, .. } => {
             gauge!(names::TRAIN_STEP).set(*step as f64);
             gauge!(names::TRAIN_STEPS).set(*steps as f64);

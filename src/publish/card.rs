@@ -20,7 +20,8 @@ pub fn card(manifest: &Manifest) -> String {
 
 fn head(text: &mut String, manifest: &Manifest) {
     let Manifest { version, pipeline, training, gate, .. } = manifest;
-    let parent = manifest.parent.map_or("nothing: it starts a lineage".to_owned(), |parent| parent.to_string());
+    let parent =
+        manifest.parent.map_or("nothing: it starts a lineage".to_owned(), |parent| parent.to_string());
     let _ = writeln!(text, "# {pipeline} {version}\n");
     let _ = writeln!(text, "An image embedding, distilled from {parent}.\n");
     let _ = writeln!(text, "| | |\n|---|---|");
@@ -38,7 +39,11 @@ fn head(text: &mut String, manifest: &Manifest) {
     );
     let reason = gate.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
     let _ = writeln!(text, "| gate | {}{reason} |", gate.verdict);
-    let _ = writeln!(text, "| published | {} by palimpsest {} |\n", manifest.published_at, manifest.program_version);
+    let _ = writeln!(
+        text,
+        "| published | {} by palimpsest {} |\n",
+        manifest.published_at, manifest.program_version
+    );
 }
 
 fn scores(text: &mut String, manifest: &Manifest) {
@@ -110,7 +115,8 @@ fn files(text: &mut String, manifest: &Manifest) {
 }
 
 fn percents(scores: &ByProbe) -> String {
-    let percent = |score: Option<f64>| score.map_or("–".to_owned(), |score| format!("{:.1}", score * 100.0));
+    let percent =
+        |score: Option<f64>| score.map_or("–".to_owned(), |score| format!("{:.1}", score * 100.0));
     [scores.knn, scores.linear, scores.few_shot].map(percent).join(" | ")
 }
 

@@ -138,14 +138,12 @@ fn read_batch(batch: &RecordBatch, rows: &mut Vec<EmbeddingRow>) -> Result<(), E
     let times = column("captured_at")?
         .as_primitive_opt::<TimestampMillisecondType>()
         .ok_or(EmbeddingsError::Column { name: "captured_at" })?;
-    let lists = column("embedding")?
-        .as_fixed_size_list_opt()
-        .ok_or(EmbeddingsError::Column { name: "embedding" })?;
+    let lists =
+        column("embedding")?.as_fixed_size_list_opt().ok_or(EmbeddingsError::Column { name: "embedding" })?;
     for i in 0..batch.num_rows() {
         let list = lists.value(i);
-        let embedding = list
-            .as_primitive_opt::<Float32Type>()
-            .ok_or(EmbeddingsError::Column { name: "embedding" })?;
+        let embedding =
+            list.as_primitive_opt::<Float32Type>().ok_or(EmbeddingsError::Column { name: "embedding" })?;
         rows.push(EmbeddingRow {
             stream_id: streams.value(i).to_owned(),
             captured_at: EventTime(times.value(i)),

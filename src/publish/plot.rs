@@ -92,16 +92,17 @@ fn panel(
     with_zero: bool,
 ) -> Result<(), PlotError> {
     let (low, high) = value_range(lines, with_zero);
-    // Half a place on either side, so that the first and the last points stand clear of the frame.
-    let right = versions.len().max(1) as f64 - 0.5;
+    // One segment a version, the last one included; its middle is where points stand.
+    let places = (0..versions.len().saturating_sub(1)).into_segmented();
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .margin_right(24)
         .x_label_area_size(46)
         .y_label_area_size(64)
-        .build_cartesian_2d((-0.5..right).with_key_points(key_places(versions.len())), low..high)?;
-    let name = |place: &f64| {
-        versions.get(place.round().max(0.0) as usize).map_or(String::new(), |version| version.to_string())
+        .build_cartesian_2d(places, low..high)?;
+    let name = |place: &SegmentValue<usize>| match place {
+        SegmentValue::CenterOf(place) => versions.get(*place).map_or(String::new(), Version::to_string),
+        SegmentValue::Exact(_) | SegmentValue::Last => String::new(),
     };
     chart
         .configure_mesh()
@@ -113,19 +114,21 @@ fn panel(
         .axis_desc_style(("sans-serif", 15))
         .x_desc("version")
         .y_desc(y_label)
+        .x_labels(MAX_LABELS)
         .y_labels(6)
         .x_label_formatter(&name)
         .y_label_formatter(&|percent| format!("{percent:.0}"))
         .draw()?;
     if with_zero {
-        let zero = [(-0.5, 0.0), (right, 0.0)];
+        let zero = [(SegmentValue::Exact(0), 0.0), (SegmentValue::Last, 0.0)];
         chart.draw_series(LineSeries::new(zero, BLACK.mix(0.5)))?;
     }
     for (number, line) in lines.iter().enumerate() {
-        let colour = PALETTE[number % PALETTE.len()];
-        let points = || line.iter().map(|&(place, percent)| (place as f64, percent));
+        let colour = colour(number);
+        let points = || line.iter().map(|&(place, percent)| (SegmentValue::CenterOf(place), percent));
         chart.draw_series(LineSeries::new(points(), colour.stroke_width(2)))?;
-        chart.draw_series(points().map(|point| Circle::new(point, 4, colour.filled())))?;
+        chart.draw_series(points().map(|point| Circle::new(point, 4, inside(number).filled())))?;
+        chart.draw_series(points().map(|point| Circle::new(point, 4, colour.stroke_width(2))))?;
     }
     Ok(())
 }
@@ -144,10 +147,13 @@ fn value_range(lines: &[Vec<(usize, f64)>], with_zero: bool) -> (f64, f64) {
     if low == high { (low, low + step) } else { (low, high) }
 }
 
-/// The places that get a label: all, or every second, third, ... where there are many.
-fn key_places(versions: usize) -> Vec<f64> {
-    let stride = versions.div_ceil(MAX_LABELS).max(1);
-    (0..versions).step_by(stride).map(|place| place as f64).collect()
+fn colour(number: usize) -> RGBColor {
+    PALETTE[number % PALETTE.len()]
+}
+
+/// Of a line's dots: hollow where the palette is used a second time.
+fn inside(number: usize) -> RGBColor {
+    if (number / PALETTE.len()).is_multiple_of(2) { colour(number) } else { WHITE }
 }
 
 fn draw_legend(area: &Area, series: &[Series]) -> Result<(), PlotError> {
@@ -156,9 +162,10 @@ fn draw_legend(area: &Area, series: &[Series]) -> Result<(), PlotError> {
     area.draw_text("probe set of period", &heading, (4, 14))?;
     for (number, one) in series.iter().enumerate() {
         let y = 46 + 24 * number as i32;
-        let colour = PALETTE[number % PALETTE.len()];
+        let colour = colour(number);
         area.draw(&PathElement::new(vec![(4, y), (32, y)], colour.stroke_width(2)))?;
-        area.draw(&Circle::new((18, y), 4, colour.filled()))?;
+        area.draw(&Circle::new((18, y), 4, inside(number).filled()))?;
+        area.draw(&Circle::new((18, y), 4, colour.stroke_width(2)))?;
         area.draw_text(&one.period.to_string(), &entry, (42, y - 7))?;
     }
     Ok(())
@@ -188,11 +195,13 @@ mod tests {
     fn every_version_and_period_is_named_and_every_measure_has_its_dot() {
         let (versions, series) = series();
         let svg = forgetting_by_version("kNN", &versions, &series).unwrap();
-        for text in ["v000001", "v000002", "v000004", "20260131T000000Z", "kNN accuracy, %", "forgetting, points"] {
+        for text in
+            ["v000001", "v000002", "v000004", "20260131T000000Z", "kNN accuracy, %", "forgetting, points"]
+        {
             assert!(svg.contains(text), "{text}");
         }
-        // Six accuracies, three forgettings, three in the legend.
-        assert_eq!(svg.matches("<circle").count(), 12);
+        // Six accuracies, three forgettings, three in the legend, each with its outline.
+        assert_eq!(svg.matches("<circle").count(), 2 * 12);
         assert_eq!(svg, forgetting_by_version("kNN", &versions, &series).unwrap());
     }
 
@@ -215,7 +224,9 @@ mod tests {
 
     #[test]
     fn many_versions_get_fewer_labels() {
-        assert_eq!(key_places(3), [0.0, 1.0, 2.0]);
-        assert!(key_places(100).len() <= MAX_LABELS);
+        let versions: Vec<Version> = (1..=100).map(Version).collect();
+        let svg = forgetting_by_version("kNN", &versions, &[]).unwrap();
+        let labels = svg.matches("v0000").count();
+        assert!((8..=2 * MAX_LABELS).contains(&labels), "{labels} in both panels");
     }
 }

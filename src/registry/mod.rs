@@ -236,6 +236,15 @@ pub struct AttemptRecord {
     pub last_failure: Option<String>,
 }
 
+/// What an attempt descends from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lineage {
+    /// The version that `latest` names, if there is one: it becomes the teacher.
+    Continued,
+    /// Nothing, whatever `latest` names: its version becomes visible, and `latest` stays.
+    New,
+}
+
 /// A bounded set of frames of one period, never trained on, kept after the frames are gone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeSetRecord {
@@ -366,7 +375,7 @@ pub trait Registry: Send + Sync {
 
     // --- the learner ---
 
-    /// sealed -> training with a new attempt whose parent is what `latest` names now, once every earlier period is
+    /// sealed -> training with a new attempt whose parent `lineage` says, once every earlier period is
     /// settled; from training or evaluating (another program version found it) a further attempt with the old
     /// parent. With the newest attempt's own program version it changes nothing and returns that attempt.
     async fn begin_attempt(
@@ -374,6 +383,7 @@ pub trait Registry: Send + Sync {
         lease: &Lease,
         period: PeriodId,
         program_version: &str,
+        lineage: Lineage,
     ) -> Result<AttemptRecord>;
     async fn attempt(&self, period: PeriodId, number: u32) -> Result<AttemptRecord>;
     /// Draws the next start of an attempt: its prefix is nobody else's.

@@ -8,6 +8,7 @@
 //! `store.put.after`, `store.copy.before` and `store.copy.after`.
 
 pub mod paths;
+pub mod segment;
 pub mod sweep;
 pub mod testing;
 

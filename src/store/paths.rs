@@ -3,6 +3,7 @@
 //! ```text
 //! PIPELINE/segments/PERIOD/TOPIC_ID/PARTITION/START-END-SHA256.parquet
 //! PIPELINE/probes/PERIOD/SHA256.parquet
+//! PIPELINE/init/SHA256.safetensors                 weights that the first period starts from
 //! PIPELINE/attempts/PERIOD/aNNNN/sNNNNNN/...       one start of one attempt: job.json, checkpoints, candidate
 //! PIPELINE/versions/vNNNNNN/...                    what is published
 //! ```
@@ -65,6 +66,11 @@ impl Paths {
 
     pub fn probe_set(&self, period: PeriodId, sha256: &Sha256) -> String {
         format!("{}/probes/{period}/{sha256}.parquet", self.pipeline)
+    }
+
+    /// Weights that the first period starts from.
+    pub fn initial_weights(&self, sha256: &Sha256) -> String {
+        format!("{}/init/{sha256}.safetensors", self.pipeline)
     }
 
     /// Prefix of every start of every attempt at a period.

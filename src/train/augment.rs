@@ -56,9 +56,7 @@ fn random_crop(width: u32, height: u32, scale: [f64; 2], draws: &mut Draws) -> C
     let area = f64::from(width) * f64::from(height);
     for _ in 0..CROP_TRIES {
         let target = area * draws.between(scale[0], scale[1]);
-        let ratio = draws
-            .between(CROP_RATIO[0].ln(), CROP_RATIO[1].ln())
-            .exp();
+        let ratio = draws.between(CROP_RATIO[0].ln(), CROP_RATIO[1].ln()).exp();
         let crop_width = (target * ratio).sqrt().round_ties_even() as u32;
         let crop_height = (target / ratio).sqrt().round_ties_even() as u32;
         if (1..=width).contains(&crop_width) && (1..=height).contains(&crop_height) {
@@ -219,11 +217,7 @@ fn gaussian(size: usize, sigma: f64) -> Vec<f32> {
 /// Index `shifted - radius`, mirrored at the first and last pixel without repeating them.
 fn reflected(shifted: usize, radius: usize, size: usize) -> usize {
     let at = shifted.abs_diff(radius);
-    if shifted >= radius && at >= size {
-        2 * (size - 1) - at
-    } else {
-        at
-    }
+    if shifted >= radius && at >= size { 2 * (size - 1) - at } else { at }
 }
 
 #[cfg(test)]

@@ -23,20 +23,11 @@ const SIMCLR: Augmentation = Augmentation {
 };
 
 fn preprocessing(size: usize) -> Preprocessing {
-    Preprocessing {
-        size,
-        mean: [0.0; 3],
-        std: [1.0; 3],
-    }
+    Preprocessing { size, mean: [0.0; 3], std: [1.0; 3] }
 }
 
 fn draws(seed: u64, frame: u32, view: u8) -> Draws {
-    let place = Place {
-        domain: Domain::Augmentation,
-        step: 0,
-        frame,
-        view,
-    };
+    let place = Place { domain: Domain::Augmentation, step: 0, frame, view };
     Draws::new(seed, place)
 }
 
@@ -44,11 +35,7 @@ fn picture(width: u32, height: u32) -> RgbFrame {
     let pixels = (0..width * height)
         .flat_map(|i| [(i * 7 % 251) as u8, (i % width * 9) as u8, (i / width * 11) as u8])
         .collect();
-    RgbFrame {
-        width,
-        height,
-        pixels,
-    }
+    RgbFrame { width, height, pixels }
 }
 
 fn view(frame: &RgbFrame, parameters: &Augmentation, size: usize, mut draws: Draws) -> Vec<f32> {
@@ -81,10 +68,7 @@ fn without_any_part_the_view_is_the_frame() {
 
 #[test]
 fn a_flip_mirrors_rows() {
-    let flip = Augmentation {
-        flip_probability: 1.0,
-        ..NOTHING
-    };
+    let flip = Augmentation { flip_probability: 1.0, ..NOTHING };
     let frame = picture(16, 16);
     let plain = view(&frame, &NOTHING, 16, draws(1, 0, 0));
     let flipped = view(&frame, &flip, 16, draws(1, 0, 0));
@@ -95,10 +79,7 @@ fn a_flip_mirrors_rows() {
 
 #[test]
 fn grey_views_have_three_equal_channels() {
-    let grey = Augmentation {
-        grey_probability: 1.0,
-        ..SIMCLR
-    };
+    let grey = Augmentation { grey_probability: 1.0, ..SIMCLR };
     let out = view(&picture(20, 30), &grey, 16, draws(5, 0, 0));
     for i in 0..256 {
         assert!((out[i] - out[256 + i]).abs() < 1e-6 && (out[i] - out[512 + i]).abs() < 1e-6);
@@ -107,12 +88,7 @@ fn grey_views_have_three_equal_channels() {
 
 #[test]
 fn a_long_frame_falls_back_to_its_largest_allowed_centre() {
-    let crop = |left, top, width, height| Crop {
-        left,
-        top,
-        width,
-        height,
-    };
+    let crop = |left, top, width, height| Crop { left, top, width, height };
     assert_eq!(central_crop(400, 30), crop(180, 0, 40, 30));
     assert_eq!(central_crop(30, 400), crop(0, 180, 30, 40));
     assert_eq!(central_crop(32, 32), crop(0, 0, 32, 32));

@@ -27,21 +27,11 @@ pub enum BatchError {
     #[error("{frames} training frames do not fill one batch of {batch}")]
     TooFewFrames { frames: usize, batch: usize },
     #[error("{what} is {value}, which is more than the {limit} that random numbers are keyed for")]
-    TooMany {
-        what: &'static str,
-        value: u64,
-        limit: u64,
-    },
+    TooMany { what: &'static str, value: u64, limit: u64 },
     #[error("frame {frame} could not be read from the scratch file: {source}")]
-    Read {
-        frame: usize,
-        source: std::io::Error,
-    },
+    Read { frame: usize, source: std::io::Error },
     #[error("frame {frame} has no view: {source}")]
-    Image {
-        frame: usize,
-        source: PreprocessError,
-    },
+    Image { frame: usize, source: PreprocessError },
     #[error("the worker threads could not be started: {0}")]
     Workers(String),
     #[error("the batch thread ended before its last batch")]
@@ -63,21 +53,13 @@ impl BatchPlan {
     pub fn new(seed: u64, frames: &[usize], budget: &Optimisation) -> Result<Self, BatchError> {
         let batches_an_epoch = frames.len() / budget.batch.max(1);
         if batches_an_epoch == 0 || budget.batch == 0 {
-            return Err(BatchError::TooFewFrames {
-                frames: frames.len(),
-                batch: budget.batch,
-            });
+            return Err(BatchError::TooFewFrames { frames: frames.len(), batch: budget.batch });
         }
         let largest = frames.iter().max().copied().unwrap_or(0);
         keyed("the number of frames", largest as u64)?;
         let steps = (budget.max_epochs.saturating_mul(batches_an_epoch as u64)).min(budget.steps);
         keyed("the number of steps", steps)?;
-        Ok(Self {
-            seed,
-            frames: frames.into(),
-            batch: budget.batch,
-            steps,
-        })
+        Ok(Self { seed, frames: frames.into(), batch: budget.batch, steps })
     }
 
     pub fn steps(&self) -> u64 {
@@ -85,10 +67,7 @@ impl BatchPlan {
     }
 
     fn picker(&self) -> Picker {
-        Picker {
-            plan: self.clone(),
-            epoch: None,
-        }
+        Picker { plan: self.clone(), epoch: None }
     }
 }
 
@@ -137,12 +116,7 @@ pub struct ViewMaker {
 impl ViewMaker {
     /// `[2 * indices.len(), 3, size, size]`: the first views of all frames, then the second ones. Runs on the
     /// thread pool it is called in; the result does not depend on it.
-    pub fn pairs(
-        &self,
-        domain: Domain,
-        step: u64,
-        indices: &[usize],
-    ) -> Result<Vec<f32>, BatchError> {
+    pub fn pairs(&self, domain: Domain, step: u64, indices: &[usize]) -> Result<Vec<f32>, BatchError> {
         let view_len = self.preprocessing.view_len();
         let mut views = vec![0f32; 2 * indices.len() * view_len];
         let (first, second) = views.split_at_mut(indices.len() * view_len);
@@ -150,30 +124,17 @@ impl ViewMaker {
             .par_chunks_exact_mut(view_len)
             .zip(second.par_chunks_exact_mut(view_len))
             .zip(indices)
-            .try_for_each(|((first, second), frame)| {
-                self.pair(domain, step, *frame, [first, second])
-            })?;
+            .try_for_each(|((first, second), frame)| self.pair(domain, step, *frame, [first, second]))?;
         Ok(views)
     }
 
-    fn pair(
-        &self,
-        domain: Domain,
-        step: u64,
-        frame: usize,
-        out: [&mut [f32]; 2],
-    ) -> Result<(), BatchError> {
+    fn pair(&self, domain: Domain, step: u64, frame: usize, out: [&mut [f32]; 2]) -> Result<(), BatchError> {
         let read = |source| BatchError::Read { frame, source };
         let image = |source| BatchError::Image { frame, source };
         let bytes = self.frames.bytes(frame).map_err(read)?;
         let decoded = decode_rgb(&bytes, MAX_PIXELS).map_err(image)?;
         for (view, out) in (0..).zip(out) {
-            let place = Place {
-                domain,
-                step: step as u32,
-                frame: frame as u32,
-                view,
-            };
+            let place = Place { domain, step: step as u32, frame: frame as u32, view };
             let mut draws = Draws::new(self.seed, place);
             let (parameters, preprocessing) = (&self.augmentation, &self.preprocessing);
             augmented_view(&decoded, parameters, preprocessing, &mut draws, out).map_err(image)?;
@@ -216,10 +177,7 @@ impl Batches {
             .name("batches".into())
             .spawn(move || feed(&pool, picker, &maker, first_step, &sender))
             .map_err(|e| BatchError::Workers(e.to_string()))?;
-        Ok(Self {
-            ready: Some(ready),
-            feeder: Some(feeder),
-        })
+        Ok(Self { ready: Some(ready), feeder: Some(feeder) })
     }
 
     /// The next batch; waits for it. After the plan's last one it is an error.
@@ -267,12 +225,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn budget(batch: usize, steps: u64, max_epochs: u64) -> Optimisation {
-        Optimisation {
-            batch,
-            steps,
-            max_epochs,
-            ..fixtures::optimisation()
-        }
+        Optimisation { batch, steps, max_epochs, ..fixtures::optimisation() }
     }
 
     fn maker(frames: usize) -> ViewMaker {

@@ -3,10 +3,11 @@
 use std::io::Cursor;
 
 use crate::model::preprocess::Preprocessing;
-use crate::types::EventTime;
+use crate::model::{Architecture, EncoderSpec};
+use crate::types::{EventTime, PeriodId};
 
 use super::frames::{FrameMeta, FrameSet, FrameSetWriter};
-use super::spec::{Augmentation, Optimisation};
+use super::spec::{Augmentation, Method, ModelSpec, Optimisation, ProbeSpec, Recipe, SCHEMA, TrainJob};
 
 pub fn optimisation() -> Optimisation {
     Optimisation {
@@ -36,11 +37,7 @@ pub fn augmentation() -> Augmentation {
 }
 
 pub fn preprocessing() -> Preprocessing {
-    Preprocessing {
-        size: 32,
-        mean: [0.5; 3],
-        std: [0.25; 3],
-    }
+    Preprocessing { size: 32, mean: [0.5; 3], std: [0.25; 3] }
 }
 
 /// Stripes whose direction, width and colour depend on `i`.
@@ -52,9 +49,7 @@ pub fn picture(i: usize) -> Vec<u8> {
         image::Rgb(if bright { colour } else { colour.map(|c| 255 - c) })
     });
     let mut bytes = Cursor::new(Vec::new());
-    picture
-        .write_to(&mut bytes, image::ImageFormat::Png)
-        .unwrap();
+    picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
     bytes.into_inner()
 }
 
@@ -82,4 +77,45 @@ pub fn frames_with_a_broken_one(count: usize, broken: usize) -> FrameSet {
         writer.push(meta, &bytes).unwrap();
     }
     writer.finish().unwrap()
+}
+
+pub fn model() -> ModelSpec {
+    ModelSpec {
+        encoder: EncoderSpec { architecture: Architecture::ResnetSmall, image_size: 32, patch_size: 8 },
+        projector_hidden: 32,
+        projector_dim: 16,
+        mean: [0.5; 3],
+        std: [0.25; 3],
+        init: None,
+    }
+}
+
+/// A first period's job of six steps.
+pub fn job() -> TrainJob {
+    let recipe = Recipe {
+        period: PeriodId(EventTime(0)),
+        period_end: EventTime(1_000_000),
+        seed: 11,
+        segments: Vec::new(),
+        max_frames: 1_000,
+        model: model(),
+        teacher: None,
+        method: Method::Finetune,
+        optimisation: optimisation(),
+        augmentation: augmentation(),
+        probe: ProbeSpec { block_ms: 600_000, guard_ms: 0, ratio: 0.1, max_frames: 10, k: 20, bootstrap: 10 },
+        probe_sets: Vec::new(),
+    };
+    TrainJob {
+        schema: SCHEMA,
+        pipeline: "main".into(),
+        attempt: 1,
+        start: 1,
+        output_prefix: "out".into(),
+        earlier_prefixes: Vec::new(),
+        device: "cpu".into(),
+        threads: 2,
+        checkpoint_steps: 2,
+        recipe,
+    }
 }

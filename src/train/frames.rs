@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,8 +32,8 @@ pub struct FrameMeta {
 pub struct FrameSetWriter {
     file: BufWriter<File>,
     metas: Vec<FrameMeta>,
-    /// Where each frame ends in the file.
-    ends: Vec<u64>,
+    /// Where each frame lies in the file.
+    spans: Vec<Range<u64>>,
     texts: HashSet<Arc<str>>,
 }
 
@@ -42,7 +43,7 @@ impl FrameSetWriter {
         Ok(Self {
             file: BufWriter::with_capacity(1 << 20, tempfile::tempfile_in(directory)?),
             metas: Vec::new(),
-            ends: Vec::new(),
+            spans: Vec::new(),
             texts: HashSet::new(),
         })
     }
@@ -50,8 +51,8 @@ impl FrameSetWriter {
     /// Adds one frame after all others.
     pub fn push(&mut self, mut meta: FrameMeta, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
-        let start = self.ends.last().copied().unwrap_or(0);
-        self.ends.push(start + bytes.len() as u64);
+        let start = self.spans.last().map_or(0, |span| span.end);
+        self.spans.push(start..start + bytes.len() as u64);
         meta.stream_id = self.shared(meta.stream_id);
         meta.topic = self.shared(meta.topic);
         meta.label = meta.label.map(|label| self.shared(label));
@@ -59,12 +60,19 @@ impl FrameSetWriter {
         Ok(())
     }
 
+    /// The frames in the order of pushing.
     pub fn finish(self) -> io::Result<FrameSet> {
-        Ok(FrameSet {
-            file: self.file.into_inner()?,
-            metas: self.metas,
-            ends: self.ends,
-        })
+        Ok(FrameSet { file: self.file.into_inner()?, metas: self.metas, spans: self.spans })
+    }
+
+    /// The frames by (topic, partition, offset, row), whatever the order of pushing.
+    pub fn finish_sorted(self) -> io::Result<FrameSet> {
+        let mut frames: Vec<(FrameMeta, Range<u64>)> = self.metas.into_iter().zip(self.spans).collect();
+        frames.sort_by(|(a, _), (b, _)| {
+            (&a.topic, a.partition, a.offset, a.row).cmp(&(&b.topic, b.partition, b.offset, b.row))
+        });
+        let (metas, spans) = frames.into_iter().unzip();
+        Ok(FrameSet { file: self.file.into_inner()?, metas, spans })
     }
 
     fn shared(&mut self, text: Arc<str>) -> Arc<str> {
@@ -76,12 +84,12 @@ impl FrameSetWriter {
     }
 }
 
-/// Frames by index, `0..len()`, in the order of pushing.
+/// Frames by index, `0..len()`.
 #[derive(Debug)]
 pub struct FrameSet {
     file: File,
     metas: Vec<FrameMeta>,
-    ends: Vec<u64>,
+    spans: Vec<Range<u64>>,
 }
 
 impl FrameSet {
@@ -103,9 +111,9 @@ impl FrameSet {
 
     /// The encoded bytes of one frame, read from the file.
     pub fn bytes(&self, index: usize) -> io::Result<Vec<u8>> {
-        let start = if index == 0 { 0 } else { self.ends[index - 1] };
-        let mut bytes = vec![0; (self.ends[index] - start) as usize];
-        self.file.read_exact_at(&mut bytes, start)?;
+        let span = &self.spans[index];
+        let mut bytes = vec![0; (span.end - span.start) as usize];
+        self.file.read_exact_at(&mut bytes, span.start)?;
         Ok(bytes)
     }
 }

@@ -25,17 +25,9 @@ impl LossTerms {
     /// Weighs the distillation by `lambda`; without one the total is NT-Xent alone.
     pub fn combine(ntxent: Tensor, distillation: Option<(Tensor, f64)>) -> Result<Self> {
         let Some((distillation, lambda)) = distillation else {
-            return Ok(Self {
-                total: ntxent.clone(),
-                ntxent,
-                distillation: None,
-            });
+            return Ok(Self { total: ntxent.clone(), ntxent, distillation: None });
         };
-        Ok(Self {
-            total: (&ntxent + (&distillation * lambda)?)?,
-            ntxent,
-            distillation: Some(distillation),
-        })
+        Ok(Self { total: (&ntxent + (&distillation * lambda)?)?, ntxent, distillation: Some(distillation) })
     }
 }
 
@@ -85,9 +77,7 @@ fn cross_entropy(logits: &Tensor, positive: &Tensor, dim: usize) -> Result<Tenso
 fn minus_infinity_diagonal(logits: &Tensor) -> Result<Tensor> {
     let m = logits.dim(0)?;
     let mut mask = vec![0f32; m * m];
-    mask.iter_mut()
-        .step_by(m + 1)
-        .for_each(|entry| *entry = f32::NEG_INFINITY);
+    mask.iter_mut().step_by(m + 1).for_each(|entry| *entry = f32::NEG_INFINITY);
     Tensor::from_vec(mask, (m, m), logits.device())?.to_dtype(logits.dtype())
 }
 

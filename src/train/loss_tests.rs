@@ -14,10 +14,7 @@ const NTXENT: [(f64, f64); 2] = [(0.2, 0.1130988896), (0.5, 0.4650966839)];
 const DISTILLATION: [(f64, f64); 2] = [(0.2, 0.5843919948), (0.5, 0.8832151976)];
 
 fn matrix(rows: &[[f64; 3]; 3], dtype: DType) -> Tensor {
-    Tensor::new(rows, &Device::Cpu)
-        .unwrap()
-        .to_dtype(dtype)
-        .unwrap()
+    Tensor::new(rows, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
 }
 
 fn stacked(a: &[[f64; 3]; 3], b: &[[f64; 3]; 3], dtype: DType) -> Tensor {
@@ -99,23 +96,15 @@ fn gradients_equal_finite_differences() {
     assert_gradient(&a, |q| distillation(q, &b, 0.2).unwrap());
     let total = |z: &Tensor| {
         let distilled = distillation(z, &b, 0.3).unwrap();
-        LossTerms::combine(ntxent(z, &b, 0.2).unwrap(), Some((distilled, 4.0)))
-            .unwrap()
-            .total
+        LossTerms::combine(ntxent(z, &b, 0.2).unwrap(), Some((distilled, 4.0))).unwrap().total
     };
     assert_gradient(&a, total);
 }
 
 #[test]
 fn no_gradient_reaches_the_teacher() {
-    let (q, t) = (
-        Var::from_tensor(&random(1, 6, 4)).unwrap(),
-        Var::from_tensor(&random(2, 6, 4)).unwrap(),
-    );
-    let grads = distillation(q.as_tensor(), t.as_tensor(), 0.2)
-        .unwrap()
-        .backward()
-        .unwrap();
+    let (q, t) = (Var::from_tensor(&random(1, 6, 4)).unwrap(), Var::from_tensor(&random(2, 6, 4)).unwrap());
+    let grads = distillation(q.as_tensor(), t.as_tensor(), 0.2).unwrap().backward().unwrap();
     assert!(grads.get(q.as_tensor()).is_some());
     assert!(grads.get(t.as_tensor()).is_none());
 }

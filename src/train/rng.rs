@@ -8,15 +8,11 @@
 //!
 //! | word | holds |
 //! |---|---|
-//! | key 0, key 1 | low and high half of the attempt's seed |
+//! | key 0, key 1 | low and high half of the attempt's seed (a function of the configured seed, the period and its retries) |
 //! | counter 0 | number of the block of four words within the place, from 0 |
 //! | counter 1 | frame: its index in the period's set of frames |
 //! | counter 2 | step (augmentation) or epoch (order) |
 //! | counter 3 | domain << 8, plus the view |
-
-use sha2::{Digest, Sha256};
-
-use crate::types::PeriodId;
 
 const ROUNDS: usize = 10;
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
@@ -28,12 +24,7 @@ pub fn philox4x32(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
     for _ in 0..ROUNDS {
         let a = u64::from(MULTIPLIERS[0]) * u64::from(c[0]);
         let b = u64::from(MULTIPLIERS[1]) * u64::from(c[2]);
-        c = [
-            (b >> 32) as u32 ^ c[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ c[3] ^ key[1],
-            a as u32,
-        ];
+        c = [(b >> 32) as u32 ^ c[1] ^ key[0], b as u32, (a >> 32) as u32 ^ c[3] ^ key[1], a as u32];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     c
@@ -120,40 +111,16 @@ impl Draws {
     }
 }
 
-/// The seed of one attempt at one period: a retry draws a new one, a crash does not.
-pub fn attempt_seed(seed: u64, period: PeriodId, retries: u32) -> u64 {
-    let mut hash = Sha256::new();
-    hash.update(b"palimpsest attempt seed");
-    hash.update(seed.to_le_bytes());
-    hash.update(period.start().as_ms().to_le_bytes());
-    hash.update(retries.to_le_bytes());
-    let digest = hash.finalize();
-    digest[..8]
-        .iter()
-        .rev()
-        .fold(0, |value, byte| value << 8 | u64::from(*byte))
-}
-
 /// The seed of one network's initial weights.
 pub fn weights_seed(seed: u64, network: u32) -> u64 {
-    let place = Place {
-        domain: Domain::Weights,
-        step: 0,
-        frame: network,
-        view: 0,
-    };
+    let place = Place { domain: Domain::Weights, step: 0, frame: network, view: 0 };
     Draws::new(seed, place).next_u64()
 }
 
 /// A permutation of `0..len`, another one for each epoch: sorted by a drawn key, ties by index.
 pub fn permutation(seed: u64, epoch: u32, len: u32) -> Vec<u32> {
     let key = |frame| {
-        let place = Place {
-            domain: Domain::Order,
-            step: epoch,
-            frame,
-            view: 0,
-        };
+        let place = Place { domain: Domain::Order, step: epoch, frame, view: 0 };
         Draws::new(seed, place).next_u64()
     };
     let mut keyed: Vec<(u64, u32)> = (0..len).map(|frame| (key(frame), frame)).collect();
@@ -164,16 +131,10 @@ pub fn permutation(seed: u64, epoch: u32, len: u32) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::EventTime;
     use proptest::prelude::*;
 
     fn place(step: u32, frame: u32, view: u8) -> Place {
-        Place {
-            domain: Domain::Augmentation,
-            step,
-            frame,
-            view,
-        }
+        Place { domain: Domain::Augmentation, step, frame, view }
     }
 
     /// The vectors for philox4x32-10 that the authors publish with Random123 (kat_vectors).
@@ -198,10 +159,7 @@ mod tests {
     fn every_part_of_a_place_changes_what_is_drawn() {
         let first = |seed, place| Draws::new(seed, place).next_u64();
         let base = first(7, place(1, 2, 0));
-        let order = Place {
-            domain: Domain::Order,
-            ..place(1, 2, 0)
-        };
+        let order = Place { domain: Domain::Order, ..place(1, 2, 0) };
         let others = [
             first(8, place(1, 2, 0)),
             first(7 | 1 << 40, place(1, 2, 0)),
@@ -228,16 +186,6 @@ mod tests {
         let mut counts = [0; 3];
         (0..n).for_each(|_| counts[draws.below(3) as usize] += 1);
         assert!(counts.iter().all(|count| (6_300..7_030).contains(count)), "{counts:?}");
-    }
-
-    #[test]
-    fn a_retry_another_period_and_another_seed_give_another_attempt_seed() {
-        let period = |ms| PeriodId(EventTime(ms));
-        let base = attempt_seed(1, period(0), 0);
-        assert_eq!(base, attempt_seed(1, period(0), 0));
-        assert_ne!(base, attempt_seed(1, period(0), 1));
-        assert_ne!(base, attempt_seed(1, period(1), 0));
-        assert_ne!(base, attempt_seed(2, period(0), 0));
     }
 
     proptest! {

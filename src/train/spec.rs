@@ -207,14 +207,38 @@ pub struct Outcome {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Progress {
     /// Frames are being copied to the local scratch file.
-    Loading { frames: u64 },
-    Loaded { train_frames: u64, probe_frames: u64, steps: u64 },
-    Resumed { step: u64 },
-    Step { step: u64, steps: u64, total: f64, ntxent: f64, distillation: f64, learning_rate: f64, images_per_second: f64 },
-    Checkpoint { step: u64 },
-    Trained { step: u64 },
-    Evaluating { period: PeriodId },
+    Loading {
+        frames: u64,
+    },
+    Loaded {
+        train_frames: u64,
+        probe_frames: u64,
+        steps: u64,
+    },
+    Resumed {
+        step: u64,
+    },
+    Step {
+        step: u64,
+        steps: u64,
+        total: f64,
+        ntxent: f64,
+        distillation: f64,
+        learning_rate: f64,
+        images_per_second: f64,
+    },
+    Checkpoint {
+        step: u64,
+    },
+    Trained {
+        step: u64,
+    },
+    Evaluating {
+        period: PeriodId,
+    },
     Finished,
     /// The last line of a start that could not go on; the exit code is not 0 then.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }

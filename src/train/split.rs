@@ -54,10 +54,8 @@ pub fn sample(metas: &[FrameMeta], indices: Vec<usize>, max_frames: u64) -> Vec<
     if indices.len() as u64 <= max_frames {
         return indices;
     }
-    let mut hashed: Vec<(u64, usize)> = indices
-        .into_iter()
-        .map(|index| (frame_hash(&metas[index]), index))
-        .collect();
+    let mut hashed: Vec<(u64, usize)> =
+        indices.into_iter().map(|index| (frame_hash(&metas[index]), index)).collect();
     hashed.sort_unstable();
     hashed.truncate(max_frames as usize);
     let mut kept: Vec<usize> = hashed.into_iter().map(|(_, index)| index).collect();
@@ -66,40 +64,23 @@ pub fn sample(metas: &[FrameMeta], indices: Vec<usize>, max_frames: u64) -> Vec<
 }
 
 /// Which side each block that has frames belongs to.
-fn sides<'a>(
-    metas: &'a [FrameMeta],
-    indices: &[usize],
-    probe: &ProbeSpec,
-) -> HashMap<Block<'a>, Side> {
+fn sides<'a>(metas: &'a [FrameMeta], indices: &[usize], probe: &ProbeSpec) -> HashMap<Block<'a>, Side> {
     let ranked = ranked_blocks(metas, indices, probe.block_ms);
     let share = (ranked.len() as f64 * probe.ratio).round() as usize;
     let probed = share.max(1).min(ranked.len() / 2);
     let side = |rank| {
-        if rank < probed {
-            Side::Probe
-        } else {
-            Side::Train
-        }
+        if rank < probed { Side::Probe } else { Side::Train }
     };
-    ranked
-        .into_iter()
-        .enumerate()
-        .map(|(rank, block)| (block, side(rank)))
-        .collect()
+    ranked.into_iter().enumerate().map(|(rank, block)| (block, side(rank))).collect()
 }
 
 /// All blocks, those that the probe set takes first in front.
 fn ranked_blocks<'a>(metas: &'a [FrameMeta], indices: &[usize], block_ms: i64) -> Vec<Block<'a>> {
-    let mut blocks: Vec<Block> = indices
-        .iter()
-        .map(|index| block_of(&metas[*index], block_ms))
-        .collect();
+    let mut blocks: Vec<Block> = indices.iter().map(|index| block_of(&metas[*index], block_ms)).collect();
     blocks.sort_unstable();
     blocks.dedup();
-    let mut by_stream: Vec<(&str, u64, Block)> = blocks
-        .into_iter()
-        .map(|block| (block.0, block_hash(block), block))
-        .collect();
+    let mut by_stream: Vec<(&str, u64, Block)> =
+        blocks.into_iter().map(|block| (block.0, block_hash(block), block)).collect();
     by_stream.sort_unstable();
     let mut ranked = Vec::with_capacity(by_stream.len());
     for stream in by_stream.chunk_by(|a, b| a.0 == b.0) {
@@ -112,11 +93,7 @@ fn ranked_blocks<'a>(metas: &'a [FrameMeta], indices: &[usize], block_ms: i64) -
 }
 
 /// The side of a frame's block, or none if a block of the other side is closer than the guard.
-fn guarded_side(
-    meta: &FrameMeta,
-    sides: &HashMap<Block<'_>, Side>,
-    probe: &ProbeSpec,
-) -> Option<Side> {
+fn guarded_side(meta: &FrameMeta, sides: &HashMap<Block<'_>, Side>, probe: &ProbeSpec) -> Option<Side> {
     let (stream, number) = block_of(meta, probe.block_ms);
     let side = *sides.get(&(stream, number))?;
     let time = meta.captured_at.as_ms();
@@ -131,10 +108,7 @@ fn guarded_side(
 }
 
 fn block_of(meta: &FrameMeta, block_ms: i64) -> Block<'_> {
-    (
-        &meta.stream_id,
-        meta.captured_at.as_ms().div_euclid(block_ms),
-    )
+    (&meta.stream_id, meta.captured_at.as_ms().div_euclid(block_ms))
 }
 
 fn block_hash((stream, number): Block<'_>) -> u64 {
@@ -158,9 +132,7 @@ fn hash(parts: &[&[u8]]) -> u64 {
         hash.update(part);
     }
     let digest = hash.finalize();
-    digest[..8]
-        .iter()
-        .fold(0, |value, byte| value << 8 | u64::from(*byte))
+    digest[..8].iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

@@ -270,13 +270,15 @@ impl Geometry {
 fn transpose_blocks<T: Real>(data: &[T], rows: usize, columns: usize) -> Vec<T> {
     let mut out = vec![T::ZERO; data.len()];
     let block = rows * columns;
-    for (out, data) in out.chunks_exact_mut(block).zip(data.chunks_exact(block)) {
-        for (row, data) in data.chunks_exact(columns).enumerate() {
-            for (column, &value) in data.iter().enumerate() {
-                out[column * rows + row] = value;
+    out.par_chunks_exact_mut(block).zip(data.par_chunks_exact(block)).for_each(|(out, data)| {
+        for (column, out) in out.chunks_exact_mut(rows).enumerate() {
+            let mut at = column;
+            for value in out {
+                *value = data[at];
+                at += columns;
             }
         }
-    }
+    });
     out
 }
 

@@ -25,13 +25,20 @@ pub(crate) fn weighted_sum(result: &Tensor) -> Tensor {
     (result * weights).unwrap().sum_all().unwrap()
 }
 
-/// The central difference of `loss` by element `index` of `var`, whose content is put back afterwards.
-pub(crate) fn central_difference(var: &Var, index: usize, step: f64, loss: &dyn Fn() -> f64) -> f64 {
+/// The central difference of `loss` where each of `moves`' elements of `var` moves by its factor at once: to compare
+/// with the sum of gradient * factor. The content is put back afterwards.
+pub(crate) fn central_difference(
+    var: &Var,
+    moves: &[(usize, f64)],
+    step: f64,
+    loss: &dyn Fn() -> f64,
+) -> f64 {
     let original = var.as_tensor().copy().unwrap();
-    let values: Vec<f64> = original.flatten_all().unwrap().to_vec1().unwrap();
-    let at = |offset: f64| {
-        let mut moved = values.clone();
-        moved[index] += offset;
+    let mut values: Vec<f64> = original.flatten_all().unwrap().to_vec1().unwrap();
+    let mut at = |offset: f64| {
+        let before = values.clone();
+        moves.iter().for_each(|&(index, factor)| values[index] += offset * factor);
+        let moved = std::mem::replace(&mut values, before);
         var.set(&Tensor::from_vec(moved, original.shape(), &Device::Cpu).unwrap()).unwrap();
         loss()
     };
@@ -51,7 +58,7 @@ pub(crate) fn assert_gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Resul
         assert_eq!(grad.shape(), var.shape(), "shape of the gradient of input {position}");
         let grad: Vec<f64> = grad.flatten_all().unwrap().to_vec1().unwrap();
         for (index, &analytic) in grad.iter().enumerate() {
-            let numeric = central_difference(var, index, STEP, &loss);
+            let numeric = central_difference(var, &[(index, 1.0)], STEP, &loss);
             assert!(
                 (analytic - numeric).abs() <= TOLERANCE * (1.0 + analytic.abs()),
                 "input {position}, element {index}: analytic {analytic}, numeric {numeric}"

@@ -64,8 +64,8 @@ pub type Result<T> = std::result::Result<T, WorkerError>;
 /// Reads a job file.
 pub async fn read_job(store: &Store, path: &str) -> Result<TrainJob> {
     let bytes = store.get(path).await?;
-    let job: TrainJob =
-        serde_json::from_slice(&bytes).map_err(|source| WorkerError::Job { path: path.to_owned(), source })?;
+    let job: TrainJob = serde_json::from_slice(&bytes)
+        .map_err(|source| WorkerError::Job { path: path.to_owned(), source })?;
     if job.schema > SCHEMA {
         return Err(WorkerError::Schema { path: path.to_owned(), found: job.schema });
     }

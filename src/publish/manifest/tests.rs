@@ -6,7 +6,8 @@ use super::*;
 pub(in crate::publish) fn example() -> Manifest {
     let period = |day: i64| PeriodId(EventTime(1_769_817_600_000 + day * 86_400_000));
     let by = |knn| ByProbe { knn: Some(knn), linear: Some(knn + 0.02), few_shot: None };
-    let file = |path: &str| FileRef { path: path.into(), sha256: Sha256::of(path.as_bytes()), bytes: 1_234_567 };
+    let file =
+        |path: &str| FileRef { path: path.into(), sha256: Sha256::of(path.as_bytes()), bytes: 1_234_567 };
     Manifest {
         schema: SCHEMA,
         pipeline: "main".into(),
@@ -15,7 +16,12 @@ pub(in crate::publish) fn example() -> Manifest {
         published_at: EventTime(1_770_000_000_000),
         program_version: "0.1.0".into(),
         device: "cpu".into(),
-        periods: vec![Period { id: period(1), start: period(1).start(), end: period(2).start(), frames: 1200 }],
+        periods: vec![Period {
+            id: period(1),
+            start: period(1).start(),
+            end: period(2).start(),
+            frames: 1200,
+        }],
         segments: vec![Segment {
             topic: "frames".into(),
             topic_id: TopicId("g000001".into()),
@@ -82,7 +88,8 @@ fn a_manifest_reads_back_and_its_bytes_repeat() {
 fn the_order_of_free_form_keys_changes_no_byte() {
     let mut turned = example();
     turned.hyper_parameters =
-        serde_json::from_str(r#"{"batch": 128, "method": {"tau_d": 0.2, "lambda": 4.0, "name": "lwf"}}"#).unwrap();
+        serde_json::from_str(r#"{"batch": 128, "method": {"tau_d": 0.2, "lambda": 4.0, "name": "lwf"}}"#)
+            .unwrap();
     assert_eq!(turned.to_bytes().unwrap(), example().to_bytes().unwrap());
 }
 

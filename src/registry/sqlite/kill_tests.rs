@@ -47,7 +47,9 @@ async fn work(directory: &Path) {
     loop {
         match state(&registry, 0).await {
             PeriodState::Open => drop(registry.seal(&lease, id(0), 1, period(1), NOW).await.unwrap()),
-            PeriodState::Sealed => drop(registry.begin_attempt(&lease, id(0), "1.0").await.unwrap()),
+            PeriodState::Sealed => {
+                drop(registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await.unwrap())
+            }
             PeriodState::Training => {
                 registry.begin_start(&lease, id(0), 1).await.unwrap();
                 registry.set_evaluating(&lease, id(0)).await.unwrap();

@@ -20,13 +20,17 @@ pub(super) async fn begin_attempt(
     lease: &Lease,
     period: PeriodId,
     program_version: &str,
+    lineage: Lineage,
 ) -> Result<AttemptRecord> {
     leases::check(tx, lease).await?;
     let record = periods::period(tx, period).await?;
     let parent = match record.state {
         PeriodState::Sealed => {
             require_its_turn(tx, period).await?;
-            versions::latest(tx).await?
+            match lineage {
+                Lineage::Continued => versions::latest(tx).await?,
+                Lineage::New => None,
+            }
         }
         PeriodState::Training | PeriodState::Evaluating => {
             let newest = attempt(tx, period, record.attempt).await?;

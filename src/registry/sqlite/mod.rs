@@ -241,8 +241,11 @@ impl Registry for SqliteRegistry {
         lease: &Lease,
         period: PeriodId,
         program_version: &str,
+        lineage: Lineage,
     ) -> Result<AttemptRecord> {
-        writing!(self, "begin_attempt", |tx| { learner::begin_attempt(tx, lease, period, program_version) })
+        writing!(self, "begin_attempt", |tx| {
+            learner::begin_attempt(tx, lease, period, program_version, lineage)
+        })
     }
 
     async fn attempt(&self, period: PeriodId, number: u32) -> Result<AttemptRecord> {

@@ -4,25 +4,31 @@ use super::*;
 
 pub async fn periods_are_trained_in_order(registry: &dyn Registry) {
     let lease = with_sealed(registry, 2).await;
-    assert_err!(registry.begin_attempt(&lease, id(1), "1.0").await, RegistryError::WrongState { .. });
-    registry.begin_attempt(&lease, id(0), "1.0").await.unwrap();
-    assert_err!(registry.begin_attempt(&lease, id(1), "1.0").await, RegistryError::WrongState { .. });
+    assert_err!(
+        registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await,
+        RegistryError::WrongState { .. }
+    );
+    registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await.unwrap();
+    assert_err!(
+        registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await,
+        RegistryError::WrongState { .. }
+    );
     registry.settle_unpublished(&lease, id(0), PeriodState::Rejected, "collapsed", NOW).await.unwrap();
-    registry.begin_attempt(&lease, id(1), "1.0").await.unwrap();
+    registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await.unwrap();
     assert_eq!(state(registry, 1).await, PeriodState::Training);
 }
 
 pub async fn an_attempt_keeps_its_program_and_its_parent(registry: &dyn Registry) {
     let lease = with_sealed(registry, 2).await;
     let first = publish(registry, &lease, 0).await;
-    let attempt = registry.begin_attempt(&lease, id(1), "1.0").await.unwrap();
+    let attempt = registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await.unwrap();
     assert_eq!((attempt.number, attempt.parent, attempt.start), (1, Some(first), 0));
     // The same program asks again after a crash; another one begins anew, from the same teacher.
-    assert_eq!(registry.begin_attempt(&lease, id(1), "1.0").await.unwrap(), attempt);
+    assert_eq!(registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await.unwrap(), attempt);
     registry.set_evaluating(&lease, id(1)).await.unwrap();
-    assert_eq!(registry.begin_attempt(&lease, id(1), "1.0").await.unwrap(), attempt);
+    assert_eq!(registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await.unwrap(), attempt);
     assert_eq!(state(registry, 1).await, PeriodState::Evaluating);
-    let second = registry.begin_attempt(&lease, id(1), "2.0").await.unwrap();
+    let second = registry.begin_attempt(&lease, id(1), "2.0", Lineage::Continued).await.unwrap();
     assert_eq!((second.number, second.parent), (2, Some(first)));
     assert_eq!(state(registry, 1).await, PeriodState::Training);
     assert_eq!(registry.attempt(id(1), 1).await.unwrap(), attempt);
@@ -32,7 +38,7 @@ pub async fn an_attempt_keeps_its_program_and_its_parent(registry: &dyn Registry
 
 pub async fn starts_and_failures_are_counted(registry: &dyn Registry) {
     let lease = with_sealed(registry, 1).await;
-    registry.begin_attempt(&lease, id(0), "1.0").await.unwrap();
+    registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await.unwrap();
     for start in 1..=3 {
         assert_eq!(registry.begin_start(&lease, id(0), 1).await.unwrap(), start);
     }
@@ -43,7 +49,7 @@ pub async fn starts_and_failures_are_counted(registry: &dyn Registry) {
     let record = registry.attempt(id(0), 1).await.unwrap();
     assert_eq!((record.start, record.failures), (3, 2));
     assert_eq!(record.last_failure.as_deref(), Some("failure 2"));
-    registry.begin_attempt(&lease, id(0), "2.0").await.unwrap();
+    registry.begin_attempt(&lease, id(0), "2.0", Lineage::Continued).await.unwrap();
     for result in [
         registry.begin_start(&lease, id(0), 1).await.map(|_| ()),
         registry.record_failure(&lease, id(0), 1, "late").await.map(|_| ()),
@@ -59,7 +65,7 @@ pub async fn a_period_goes_only_from_state_to_state(registry: &dyn Registry) {
     assert_err!(registry.begin_start(&lease, id(0), 1).await, RegistryError::WrongState { .. });
     let settle = async |state| registry.settle_unpublished(&lease, id(0), state, "why", NOW).await;
     assert_err!(settle(PeriodState::Failed).await, RegistryError::WrongState { .. });
-    registry.begin_attempt(&lease, id(0), "1.0").await.unwrap();
+    registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await.unwrap();
     assert_err!(registry.reserve_version(&lease, id(0), 1, &[]).await, RegistryError::WrongState { .. });
     registry.set_evaluating(&lease, id(0)).await.unwrap();
     registry.set_evaluating(&lease, id(0)).await.unwrap();
@@ -69,7 +75,10 @@ pub async fn a_period_goes_only_from_state_to_state(registry: &dyn Registry) {
     assert_err!(settle(PeriodState::Failed).await, RegistryError::WrongState { .. });
     let record = registry.period(id(0)).await.unwrap();
     assert_eq!((record.settled_at, record.reason.as_deref()), (Some(NOW), Some("why")));
-    assert_err!(registry.begin_attempt(&lease, id(0), "1.0").await, RegistryError::WrongState { .. });
+    assert_err!(
+        registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await,
+        RegistryError::WrongState { .. }
+    );
     assert_err!(registry.set_evaluating(&lease, id(0)).await, RegistryError::WrongState { .. });
 }
 
@@ -82,7 +91,7 @@ pub async fn every_method_of_the_learner_is_fenced_after_a_takeover(registry: &d
     let failed = PeriodState::Failed;
     for result in [
         registry.seal(&old, id(0), 1, period(1), NOW).await.map(|_| ()),
-        registry.begin_attempt(&old, id(0), "2.0").await.map(|_| ()),
+        registry.begin_attempt(&old, id(0), "2.0", Lineage::Continued).await.map(|_| ()),
         registry.begin_start(&old, id(0), 1).await.map(|_| ()),
         registry.record_failure(&old, id(0), 1, "x").await.map(|_| ()),
         registry.set_evaluating(&old, id(0)).await,
@@ -108,7 +117,7 @@ pub async fn a_version_number_is_never_given_twice(registry: &dyn Registry) {
     assert_eq!(registry.reserve_version(&lease, id(0), 1, &files).await.unwrap(), first);
     assert_eq!(registry.version(first).await.unwrap().files, files);
     // Another attempt gets another one, and a rejected one's is not given again.
-    registry.begin_attempt(&lease, id(0), "2.0").await.unwrap();
+    registry.begin_attempt(&lease, id(0), "2.0", Lineage::Continued).await.unwrap();
     registry.set_evaluating(&lease, id(0)).await.unwrap();
     assert_eq!(registry.reserve_version(&lease, id(0), 2, &files).await.unwrap(), Version(2));
     registry.settle_unpublished(&lease, id(0), PeriodState::Rejected, "no", NOW).await.unwrap();
@@ -140,7 +149,7 @@ pub async fn publishing_shows_the_version_and_moves_latest(registry: &dyn Regist
             attempt: 1,
             parent: None,
             visible: true,
-            files: vec![file("b"), file("a")],
+            files: publication.files,
             manifest: Some(publication.manifest),
             published_at: Some(NOW),
         }
@@ -189,7 +198,7 @@ pub async fn latest_moves_only_from_the_parent(registry: &dyn Registry) {
 pub async fn a_replaced_attempt_is_not_published(registry: &dyn Registry) {
     let lease = with_sealed(registry, 1).await;
     let version = reserve(registry, &lease, 0).await;
-    registry.begin_attempt(&lease, id(0), "2.0").await.unwrap();
+    registry.begin_attempt(&lease, id(0), "2.0", Lineage::Continued).await.unwrap();
     registry.set_evaluating(&lease, id(0)).await.unwrap();
     let result = registry.publish(&lease, &publication(version), NOW).await;
     assert_err!(result, RegistryError::WrongState { .. });
@@ -211,16 +220,16 @@ pub async fn an_alias_names_only_a_visible_version(registry: &dyn Registry) {
 pub async fn retrying_is_for_the_last_period_trained(registry: &dyn Registry) {
     let lease = with_sealed(registry, 2).await;
     assert_err!(registry.retry(id(0)).await, RegistryError::WrongState { .. });
-    registry.begin_attempt(&lease, id(0), "1.0").await.unwrap();
+    registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await.unwrap();
     registry.settle_unpublished(&lease, id(0), PeriodState::Failed, "why", NOW).await.unwrap();
     registry.retry(id(0)).await.unwrap();
     let record = registry.period(id(0)).await.unwrap();
     assert_eq!((record.state, record.retries), (PeriodState::Sealed, 1));
     assert_eq!((record.reason, record.settled_at), (None, None));
     // A retry is a new attempt, by the same program too.
-    assert_eq!(registry.begin_attempt(&lease, id(0), "1.0").await.unwrap().number, 2);
+    assert_eq!(registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await.unwrap().number, 2);
     registry.settle_unpublished(&lease, id(0), PeriodState::Rejected, "why", NOW).await.unwrap();
-    registry.begin_attempt(&lease, id(1), "1.0").await.unwrap();
+    registry.begin_attempt(&lease, id(1), "1.0", Lineage::Continued).await.unwrap();
     assert_err!(registry.retry(id(0)).await, RegistryError::WrongState { .. });
     assert_err!(registry.retry(id(9)).await, RegistryError::NotFound { .. });
 }

@@ -144,7 +144,7 @@ pub async fn with_sealed(registry: &dyn Registry, sealed: i64) -> Lease {
 
 /// Trains and evaluates period `n` and reserves its version.
 pub async fn reserve(registry: &dyn Registry, lease: &Lease, n: i64) -> Version {
-    let attempt = registry.begin_attempt(lease, id(n), "1.0").await.unwrap();
+    let attempt = registry.begin_attempt(lease, id(n), "1.0", Lineage::Continued).await.unwrap();
     registry.begin_start(lease, id(n), attempt.number).await.unwrap();
     registry.set_evaluating(lease, id(n)).await.unwrap();
     registry.reserve_version(lease, id(n), attempt.number, &[file("b"), file("a")]).await.unwrap()

@@ -164,7 +164,7 @@ pub async fn expiry_returns_the_objects_and_forgets_them(registry: &dyn Registry
 pub async fn only_a_settled_period_expires(registry: &dyn Registry) {
     let lease = with_sealed(registry, 1).await;
     assert_err!(registry.expire(&lease, id(0), NOW).await, RegistryError::WrongState { .. });
-    registry.begin_attempt(&lease, id(0), "1.0").await.unwrap();
+    registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await.unwrap();
     assert_err!(registry.expire(&lease, id(0), NOW).await, RegistryError::WrongState { .. });
     registry.settle_unpublished(&lease, id(0), PeriodState::Failed, "broken", NOW).await.unwrap();
     assert_eq!(registry.expire(&lease, id(0), NOW).await.unwrap().len(), 1);

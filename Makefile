@@ -1,0 +1,57 @@
+# What to run. `make` lists the targets; `make demo` and `make test` are the first two of the README.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda clean
+
+CARGO ?= cargo
+STEP := tools/step.sh
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## check for the C compiler, make, pkg-config and OpenSSL's headers; install them where apt-get and root allow it
+	@tools/setup.sh
+
+build: setup ## the release binary, target/release/palimpsest
+	$(CARGO) build --release --locked
+
+demo: build ## three periods of real frames through Kafka's protocol, three versions out, in a few minutes
+	$(TARGET)/release/palimpsest demo
+
+test: setup ## everything that CI runs: format, clippy, tests, CUDA type check, alerts, licences
+	@$(STEP) "format" $(CARGO) fmt --check
+	@$(STEP) "clippy" $(CARGO) clippy --locked --all-targets -- -D warnings
+	@$(STEP) "tests and doc tests" $(CARGO) test --locked
+	@$(STEP) "type check of the cuda feature" tools/cuda/check.sh
+	@$(STEP) "alert rules" tools/promtool.sh
+	@$(STEP) "licences, bans, sources" tools/deny.sh
+	@echo "== all steps passed"
+
+lint: fmt clippy deny ## format, clippy and cargo-deny alone
+
+fmt:
+	$(CARGO) fmt --check
+
+clippy:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+unit: ## unit tests alone
+	$(CARGO) test --locked --lib
+
+alerts: ## check and test the Prometheus rules with promtool
+	tools/promtool.sh
+
+deny: ## licences, bans and sources of the dependencies
+	tools/deny.sh
+
+cuda-check: ## type check with the cuda feature: no GPU, no toolkit
+	tools/cuda/check.sh
+
+cuda: setup ## a release binary with the cuda feature, target/cuda/release/palimpsest; fetches a CUDA toolkit, needs no GPU
+	tools/cuda/build.sh
+
+clean: ## remove what was built
+	$(CARGO) clean
+	rm -rf palimpsest-demo

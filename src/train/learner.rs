@@ -1,0 +1,246 @@
+//! The state of a training run and one step of it: views in, moved weights out.
+//!
+//! Invariant: after a step the state is a function of the state before it and the batch alone, and
+//! [`Learner::checkpoint`] holds all of it. The teacher is frozen, runs in eval mode, and sees the student's
+//! own views. A step whose losses or gradients are not finite moves nothing and is an error.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+
+use crate::model::{HeadSpec, Mode, ModelError, Predictor, Trainability, Weights};
+
+use super::batches::Batch;
+use super::checkpoint::{Checkpoint, tensors_to_bytes};
+use super::error::TrainError;
+use super::loss::{LossTerms, distillation, ntxent};
+use super::network::{Network, NetworkBytes, PREDICTOR_SEED, prefixed};
+use super::optim::AdamW;
+use super::rng::weights_seed;
+use super::schedule::learning_rate;
+use super::spec::{Method, Optimisation, Recipe};
+
+/// What one step measured. Means over the batch, before the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    pub total: f64,
+    pub ntxent: f64,
+    /// 0 where the method has none.
+    pub distillation: f64,
+    pub learning_rate: f64,
+    /// Global norm of the gradients over all parameters is scaled by this, 1 where it is within the limit.
+    pub clip_scale: f64,
+}
+
+/// The method's second term, with what it needs.
+struct Distillation {
+    teacher: Network,
+    predictor: Option<(Weights, Predictor)>,
+    lambda: f64,
+    tau_d: f64,
+}
+
+/// See the module's text.
+pub struct Learner {
+    student: Network,
+    distillation: Option<Distillation>,
+    optimiser: AdamW,
+    optimisation: Optimisation,
+    view_shape: (usize, usize, usize),
+    device: Device,
+    /// What the student started from.
+    initial: NetworkBytes,
+}
+
+impl Learner {
+    /// The state before the first step. With a teacher the student is its copy, projector included; otherwise
+    /// its weights come from the recipe's seed, the encoder's from `init` if there is one.
+    pub fn start(
+        recipe: &Recipe,
+        teacher: Option<&NetworkBytes>,
+        init: Option<&[u8]>,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let student = match teacher {
+            Some(bytes) => Network::load(&recipe.model, bytes, device, Trainability::Trainable)?,
+            None => Network::initialise(&recipe.model, recipe.seed, init, device)?,
+        };
+        let distillation = match teacher {
+            Some(bytes) => Distillation::of(recipe, bytes, device)?,
+            None => None,
+        };
+        let mut parameters = student.trainable();
+        if let Some((weights, _)) = distillation.as_ref().and_then(|d| d.predictor.as_ref()) {
+            parameters.extend(prefixed("predictor", weights));
+        }
+        let size = recipe.model.encoder.image_size;
+        Ok(Self {
+            initial: student.to_bytes()?,
+            optimiser: AdamW::new(parameters, &recipe.optimisation)?,
+            student,
+            distillation,
+            optimisation: recipe.optimisation.clone(),
+            view_shape: (3, size, size),
+            device: device.clone(),
+        })
+    }
+
+    /// What the student started from: the teacher's weights, or the initial ones.
+    pub fn initial(&self) -> &NetworkBytes {
+        &self.initial
+    }
+
+    /// The student as it is now. Sync point.
+    pub fn student_bytes(&self) -> Result<NetworkBytes, ModelError> {
+        self.student.to_bytes()
+    }
+
+    /// Takes step `batch.step` of `steps`. One sync point, before the weights move.
+    pub fn step(&mut self, batch: Batch, steps: u64) -> Result<StepReport, TrainError> {
+        let step = batch.step;
+        let (channels, height, width) = self.view_shape;
+        let count = batch.views.len() / (channels * height * width);
+        let views = Tensor::from_vec(batch.views, (count, channels, height, width), &self.device)?;
+        let terms = self.loss(&views)?;
+        let gradients = self.optimiser.gradients(&terms.total.backward()?)?;
+        let (losses, squares) = read_scalars(&terms, &gradients)?;
+        self.check_finite(step, &losses, &squares)?;
+        let learning_rate = learning_rate(&self.optimisation, step, steps);
+        let clip_scale = self.optimiser.clip_scale(&squares);
+        self.optimiser.update(&gradients, step + 1, learning_rate, clip_scale)?;
+        Ok(StepReport {
+            ntxent: f64::from(losses[0]),
+            distillation: f64::from(losses[1]),
+            total: f64::from(losses[2]),
+            learning_rate,
+            clip_scale,
+        })
+    }
+
+    fn loss(&self, views: &Tensor) -> Result<LossTerms, TrainError> {
+        let (_, z) = self.student.forward(views, Mode::Train)?;
+        let frames = z.dim(0)? / 2;
+        let contrast =
+            ntxent(&z.narrow(0, 0, frames)?, &z.narrow(0, frames, frames)?, self.optimisation.tau)?;
+        let distilled = match &self.distillation {
+            Some(term) => Some((term.loss(views, &z)?, term.lambda)),
+            None => None,
+        };
+        Ok(LossTerms::combine(contrast, distilled)?)
+    }
+
+    fn check_finite(&self, step: u64, losses: &[f32; 3], squares: &[f32]) -> Result<(), TrainError> {
+        let losses = ["ntxent", "distillation", "total"]
+            .map(|name| format!("the loss {name}"))
+            .into_iter()
+            .zip(losses);
+        let gradients = self.optimiser.names().map(|name| format!("the gradient of {name}")).zip(squares);
+        match losses.chain(gradients).find(|(_, value)| !value.is_finite()) {
+            Some((term, _)) => Err(TrainError::NotFinite { step, term }),
+            None => Ok(()),
+        }
+    }
+
+    /// The state after `step` steps. Sync point.
+    pub fn checkpoint(&self, step: u64) -> Result<Checkpoint, TrainError> {
+        let NetworkBytes { encoder, projector } = self.student.to_bytes()?;
+        let moments = tensors_to_bytes(&self.optimiser.moments())?;
+        let mut sections = BTreeMap::from([
+            ("encoder".to_owned(), encoder),
+            ("projector".to_owned(), projector),
+            ("optimiser".to_owned(), moments),
+        ]);
+        if let Some((weights, _)) = self.distillation.as_ref().and_then(|d| d.predictor.as_ref()) {
+            sections.insert("predictor".to_owned(), weights.to_safetensors()?);
+        }
+        Ok(Checkpoint { step, sections })
+    }
+
+    /// Takes back a state that [`Learner::checkpoint`] gave, of a run with the same recipe.
+    pub fn restore(&mut self, recipe: &Recipe, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        let bytes = NetworkBytes {
+            encoder: checkpoint.section("encoder")?.to_vec(),
+            projector: checkpoint.section("projector")?.to_vec(),
+        };
+        self.student = Network::load(&recipe.model, &bytes, &self.device, Trainability::Trainable)?;
+        let mut parameters = self.student.trainable();
+        if let Some(predictor) = self.distillation.as_mut().and_then(|d| d.predictor.as_mut()) {
+            let section = checkpoint.section("predictor")?;
+            *predictor = load_predictor(recipe, section, &self.device)?;
+            parameters.extend(prefixed("predictor", &predictor.0));
+        }
+        self.optimiser = AdamW::new(parameters, &self.optimisation)?;
+        let moments = SafeTensors::deserialize(checkpoint.section("optimiser")?).map_err(ModelError::from)?;
+        self.optimiser.restore(|name| {
+            let view = moments.tensor(name).map_err(candle_core::Error::wrap)?;
+            Tensor::from_raw_buffer(view.data(), candle_core::DType::F32, view.shape(), &Device::Cpu)
+        })?;
+        Ok(())
+    }
+}
+
+impl Distillation {
+    /// None for a method that distils nothing, or with weight 0.
+    fn of(recipe: &Recipe, teacher: &NetworkBytes, device: &Device) -> Result<Option<Self>, TrainError> {
+        let (lambda, tau_d, predictor) = match recipe.method {
+            Method::Finetune => return Ok(None),
+            Method::Lwf { lambda, .. } | Method::Cassle { lambda, .. } if lambda == 0.0 => return Ok(None),
+            Method::Lwf { lambda, tau_d } => (lambda, tau_d, None),
+            Method::Cassle { lambda, tau_d, .. } => (lambda, tau_d, Some(new_predictor(recipe, device)?)),
+        };
+        let teacher = Network::load(&recipe.model, teacher, device, Trainability::Frozen)?;
+        Ok(Some(Self { teacher, predictor, lambda, tau_d }))
+    }
+
+    /// The distillation of the student's projections `z` of `views`; a scalar.
+    fn loss(&self, views: &Tensor, z: &Tensor) -> Result<Tensor, TrainError> {
+        let (_, t) = self.teacher.forward(views, Mode::Eval)?;
+        let loss = match &self.predictor {
+            Some((_, predictor)) => distillation(&predictor.forward(z, Mode::Train)?, &t, self.tau_d)?,
+            None => distillation(z, &t, self.tau_d)?,
+        };
+        Ok(loss)
+    }
+}
+
+/// The predictor maps projections onto projections; its width is the method's.
+fn predictor_spec(recipe: &Recipe) -> HeadSpec {
+    let dim = recipe.model.projector_dim;
+    let hidden_dim = match recipe.method {
+        Method::Cassle { predictor_hidden, .. } => predictor_hidden,
+        Method::Finetune | Method::Lwf { .. } => dim,
+    };
+    HeadSpec { input_dim: dim, hidden_dim, output_dim: dim }
+}
+
+fn new_predictor(recipe: &Recipe, device: &Device) -> Result<(Weights, Predictor), ModelError> {
+    let spec = predictor_spec(recipe);
+    let seed = weights_seed(recipe.seed, PREDICTOR_SEED);
+    let weights = Weights::initialise(&Predictor::parameters(&spec), seed, device)?;
+    let predictor = Predictor::build(&spec, &weights)?;
+    Ok((weights, predictor))
+}
+
+fn load_predictor(
+    recipe: &Recipe,
+    bytes: &[u8],
+    device: &Device,
+) -> Result<(Weights, Predictor), ModelError> {
+    let spec = predictor_spec(recipe);
+    let weights = Weights::load(bytes, &Predictor::parameters(&spec), device, Trainability::Trainable)?;
+    let predictor = Predictor::build(&spec, &weights)?;
+    Ok((weights, predictor))
+}
+
+/// Losses (NT-Xent, distillation or 0, total) and each gradient's sum of squares, in one read from the device.
+fn read_scalars(terms: &LossTerms, gradients: &[Tensor]) -> Result<([f32; 3], Vec<f32>), candle_core::Error> {
+    let nothing = terms.ntxent.zeros_like()?;
+    let distillation = terms.distillation.as_ref().unwrap_or(&nothing);
+    let mut scalars = vec![terms.ntxent.detach(), distillation.detach(), terms.total.detach()];
+    for gradient in gradients {
+        scalars.push(gradient.sqr()?.sum_all()?);
+    }
+    let values: Vec<f32> = Tensor::stack(&scalars, 0)?.to_vec1()?;
+    Ok(([values[0], values[1], values[2]], values[3..].to_vec()))
+}

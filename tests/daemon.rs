@@ -1,0 +1,293 @@
+//! The running daemon: bad input, late frames, small and quiet periods, large ones, the orderly stop, the HTTP interface.
+
+mod common;
+
+use common::{Broker, LATENESS_MS, PERIOD_MS, Record, START, Site, frames_of, live_frames, period};
+use futures::StreamExt;
+use palimpsest::registry::{PeriodState, Registry};
+use rdkafka::consumer::{Consumer, StreamConsumer};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+
+const MIB: usize = 1 << 20;
+
+/// A PNG whose header claims 30,000 x 30,000 pixels, with a right checksum, and no pixels behind it.
+fn huge_png() -> Vec<u8> {
+    let mut header = vec![];
+    header.extend(b"IHDR");
+    header.extend(30_000_u32.to_be_bytes());
+    header.extend(30_000_u32.to_be_bytes());
+    header.extend([8, 2, 0, 0, 0]);
+    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+    bytes.extend(13_u32.to_be_bytes());
+    bytes.extend(&header);
+    bytes.extend(crc32(&header).to_be_bytes());
+    bytes
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+    })
+}
+
+fn truncated_jpeg() -> Vec<u8> {
+    let picture = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8, y as u8, 90]));
+    let mut bytes = std::io::Cursor::new(vec![]);
+    picture.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+    let mut bytes = bytes.into_inner();
+    bytes.truncate(bytes.len() / 2);
+    bytes
+}
+
+/// Each with the start of the reason that the dead letter must carry.
+fn bad_records() -> Vec<(&'static str, Record)> {
+    let at = |ms| Record::frame("stream", "label", palimpsest::types::EventTime::from_ms(ms), 1);
+    vec![
+        ("undecodable_image", Record::of("image/jpeg", truncated_jpeg())),
+        ("too_many_pixels", Record::of("image/png", huge_png())),
+        ("empty", Record::of("image/png", vec![])),
+        ("unknown_content_type", Record::of("text/plain", b"hello".to_vec())),
+        ("undecodable_arrow", Record::of("application/vnd.apache.arrow.stream", b"no arrow".to_vec())),
+        ("captured_too_early", at(0)),
+        ("captured_too_late", at(4_070_908_800_000)),
+        ("too_large", Record::of("image/png", vec![0x89; 40 * MIB])),
+    ]
+}
+
+fn header<'a>(message: &'a BorrowedMessage<'_>, key: &str) -> &'a str {
+    let headers = message.headers().unwrap();
+    let found = headers.iter().find(|header| header.key == key).and_then(|header| header.value);
+    std::str::from_utf8(found.unwrap_or_else(|| panic!("no header {key}"))).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_records_are_dead_lettered_with_reason_and_place_and_the_next_good_frame_arrives() {
+    let broker = Broker::start(&[("frames", 1), ("more-frames", 1), ("dead-letters", 1)]);
+    let topics = [("kafka.topics", r#"["frames", "more-frames"]"#)];
+    let site = Site::new(&broker.address(), "bad-input", &topics);
+    let daemon = site.daemon(None);
+    let mut expected = vec![];
+    for topic in ["frames", "more-frames"] {
+        let bad = bad_records();
+        for (offset, (reason, record)) in bad.iter().enumerate() {
+            broker.send(topic, 0, record);
+            expected.push((topic.to_owned(), offset as i64, *reason));
+        }
+        broker.send(topic, 0, &Record::frame("stream", "label", START, 7));
+    }
+    let consumer: StreamConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", broker.address())
+        .set("group.id", "reader")
+        .set("auto.offset.reset", "earliest")
+        .create()
+        .unwrap();
+    consumer.subscribe(&["dead-letters"]).unwrap();
+    let mut letters = consumer.stream();
+    let mut found = vec![];
+    while found.len() < expected.len() {
+        let next = tokio::time::timeout(common::PATIENCE, letters.next()).await;
+        let message = next.unwrap_or_else(|_| panic!("{found:?}\n{}", common::tail(&site.log()))).unwrap().unwrap();
+        assert_eq!(header(&message, "partition"), "0");
+        let offset: i64 = header(&message, "offset").parse().unwrap();
+        found.push((header(&message, "topic").to_owned(), offset, header(&message, "reason").to_owned()));
+    }
+    found.sort();
+    expected.sort();
+    let expected: Vec<_> = expected.into_iter().map(|(t, o, r)| (t, o, r.to_owned())).collect();
+    assert_eq!(found, expected);
+
+    let registry = site.registry("bad-input").await;
+    let store = site.store();
+    site.until("both good frames", async || (live_frames(registry.as_ref(), &store).await.len() == 2).then_some(()))
+        .await;
+    let metrics = scrape(&site).await;
+    let refused = sample(&metrics, "palimpsest_ingest_frames_total", r#"outcome="dead_lettered""#);
+    assert_eq!(refused, expected.len() as f64);
+    drop(daemon);
+}
+
+async fn scrape(site: &Site) -> String {
+    get(&site.address().await, "/metrics").await.text().await.unwrap()
+}
+
+async fn get(address: &str, path: &str) -> reqwest::Response {
+    reqwest::get(format!("{address}{path}")).await.unwrap()
+}
+
+/// The value of one sample of the Prometheus text.
+fn sample(text: &str, name: &str, label: &str) -> f64 {
+    let line = text.lines().find(|line| line.starts_with(name) && line.contains(label));
+    let line = line.unwrap_or_else(|| panic!("no sample {name} {label} in\n{text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_published_version_by_version_and_served() {
+    let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
+    let keep_one = [("retention.periods", "1")];
+    let site = Site::new(&broker.address(), "served", &keep_one);
+    let mut daemon = site.daemon(None);
+    for index in 0..3 {
+        frames_of(index, 8, 12).iter().for_each(|record| broker.send("frames", 0, record));
+    }
+    broker.send("frames", 0, &Record::watermark(period(3).start().plus_ms(LATENESS_MS)));
+    let registry = site.registry("served").await;
+    let states = [PeriodState::Expired, PeriodState::Expired, PeriodState::Published];
+    site.until_periods(registry.as_ref(), "three versions and retention", |periods| {
+        periods.iter().map(|period| period.state).eq(states)
+    })
+    .await;
+    assert!(site.store().list("served/attempts").await.unwrap().len() < 40, "attempts' files are not deleted");
+
+    let address = site.address().await;
+    let manifest: serde_json::Value = get(&address, "/v1/versions/latest").await.json().await.unwrap();
+    assert_eq!(manifest["version"], "v000003");
+    assert_eq!(manifest["parent"], "v000002");
+    for file in manifest["files"].as_array().unwrap() {
+        let path = file["path"].as_str().unwrap();
+        let response = get(&address, &format!("/v1/versions/v000003/files/{path}")).await;
+        let tag = response.headers()["etag"].to_str().unwrap().trim_matches('"').to_owned();
+        assert_eq!(tag, file["sha256"].as_str().unwrap(), "{path}");
+        let bytes = response.bytes().await.unwrap();
+        assert_eq!(palimpsest::types::Sha256::of(&bytes).to_string(), tag, "{path}");
+    }
+    let embedded = reqwest::Client::new()
+        .post(format!("{address}/v1/embed?version=latest"))
+        .header("content-type", "image/png")
+        .body(common::png("label-2-0", 3))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(embedded.status(), 200);
+    let embedded: serde_json::Value = embedded.json().await.unwrap();
+    assert_eq!(embedded["embeddings"][0].as_array().unwrap().len(), 96);
+    assert_eq!(get(&address, "/readyz").await.status(), 200);
+    let metrics = scrape(&site).await;
+    assert_eq!(sample(&metrics, "palimpsest_latest_version", ""), 3.0);
+    assert!(sample(&metrics, "palimpsest_forgetting_average_ratio", r#"probe="knn""#).is_finite());
+
+    daemon.terminate();
+    assert!(daemon.ended(&site).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_frame_joins_the_open_period_and_a_small_period_is_merged_into_the_next() {
+    let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
+    let site = Site::new(&broker.address(), "late", &[]);
+    let _daemon = site.daemon(None);
+    let registry = site.registry("late").await;
+    // Period 0 has fewer frames than period.min_frames (32).
+    frames_of(0, 2, 5).iter().for_each(|record| broker.send("frames", 0, record));
+    broker.send("frames", 0, &Record::frame("opener", "label", period(1).start().plus_ms(LATENESS_MS + 1), 1));
+    let merged = |periods: &[palimpsest::registry::PeriodRecord]| periods.first().is_some_and(|p| p.state == PeriodState::Merged);
+    let periods = site.until_periods(registry.as_ref(), "the merge", merged).await;
+    assert_eq!(periods[0].merged_into, Some(period(1)));
+    // A frame of the merged period is late.
+    broker.send("frames", 0, &Record::frame("late", "label", START.plus_ms(5), 2));
+    let joined = |periods: &[palimpsest::registry::PeriodRecord]| periods.len() == 2 && periods[1].frames == 12;
+    site.until_periods(registry.as_ref(), "the late frame in period 1", joined).await;
+    let metrics = scrape(&site).await;
+    assert_eq!(sample(&metrics, "palimpsest_ingest_frames_total", r#"outcome="late""#), 1.0);
+    assert_eq!(live_frames(registry.as_ref(), &site.store()).await.len(), 12);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_topic_closes_its_period() {
+    let broker = Broker::start(&[("frames", 2), ("dead-letters", 1)]);
+    let quiet = [("idle.mode", r#""clock""#), ("idle.timeout", r#""1s""#)];
+    let site = Site::new(&broker.address(), "quiet", &quiet);
+    let _daemon = site.daemon(None);
+    // Long past: the wall clock is far beyond the period's end; nothing else ever comes, partition 1 stays empty.
+    frames_of(0, 8, 12).iter().for_each(|record| broker.send("frames", 0, record));
+    let registry = site.registry("quiet").await;
+    let closed = |periods: &[palimpsest::registry::PeriodRecord]| periods.first().is_some_and(|p| p.state == PeriodState::Published);
+    site.until_periods(registry.as_ref(), "the quiet period's version", closed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_period_above_max_frames_trains_on_a_deterministic_sample() {
+    let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
+    frames_of(0, 8, 20).iter().for_each(|record| broker.send("frames", 0, record));
+    broker.send("frames", 0, &Record::watermark(START.plus_ms(PERIOD_MS + LATENESS_MS)));
+    let mut found = vec![];
+    for pipeline in ["sample-a", "sample-b"] {
+        let site = Site::new(&broker.address(), pipeline, &[("period.max_frames", "64")]);
+        let mut daemon = site.daemon(None);
+        let registry = site.registry(pipeline).await;
+        let published = |periods: &[palimpsest::registry::PeriodRecord]| periods.iter().any(|p| p.version.is_some());
+        site.until_periods(registry.as_ref(), "a version", published).await;
+        let manifest = registry.version(palimpsest::types::Version(1)).await.unwrap().manifest.unwrap();
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+        let trained = manifest["metrics"]["train_frames"].as_u64().unwrap();
+        let probed = manifest["metrics"]["probe_frames"].as_u64().unwrap();
+        assert!(trained + probed <= 64 && trained >= 16, "{trained} trained, {probed} probed");
+        found.push(common::encoders(&registry.versions().await.unwrap()).into_values().next().unwrap());
+        daemon.terminate();
+        assert!(daemon.ended(&site).await.success());
+    }
+    assert_eq!(found[0], found[1], "the sample depends on something else than the frames");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_during_training_writes_a_checkpoint_and_the_next_start_goes_on_from_it() {
+    let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
+    frames_of(0, 8, 12).iter().for_each(|record| broker.send("frames", 0, record));
+    broker.send("frames", 0, &Record::watermark(START.plus_ms(PERIOD_MS + LATENESS_MS)));
+    let slow = [
+        ("train.first_steps", "400"),
+        ("train.max_epochs", "10000"),
+        ("train.checkpoint_steps", "100000"),
+    ];
+    let site = Site::new(&broker.address(), "stopped", &slow);
+    let registry = site.registry("stopped").await;
+    let mut daemon = site.daemon(None);
+    let address = site.address().await;
+    site.until("the tenth step", async || {
+        let metrics = get(&address, "/metrics").await.text().await.ok()?;
+        (sample(&metrics, "palimpsest_train_step", "") >= 10.0).then_some(())
+    })
+    .await;
+    daemon.terminate();
+    assert!(daemon.ended(&site).await.success());
+    assert!(common::training_processes(site.folder.path()).is_empty());
+    let checkpoints = site.store().list("stopped/attempts").await.unwrap();
+    assert!(checkpoints.iter().any(|path| path.contains("/checkpoints/")), "{checkpoints:?}");
+
+    let mut daemon = site.daemon(None);
+    let done = |periods: &[palimpsest::registry::PeriodRecord]| periods.iter().any(|p| p.version.is_some());
+    site.until_periods(registry.as_ref(), "the version", done).await;
+    assert!(site.log().contains("resumed"), "{}", common::tail(&site.log()));
+    daemon.terminate();
+    assert!(daemon.ended(&site).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_closes_promotes_and_rolls_back() {
+    let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
+    let site = Site::new(&broker.address(), "operator", &[]);
+    let _daemon = site.daemon(None);
+    let registry = site.registry("operator").await;
+    for index in 0..2 {
+        frames_of(index, 8, 12).iter().for_each(|record| broker.send("frames", 0, record));
+    }
+    // Only period 0 is closed by the watermark: period 1 waits for the operator.
+    let has = |n: usize| move |periods: &[palimpsest::registry::PeriodRecord]| periods.iter().filter(|p| p.version.is_some()).count() == n;
+    site.until_periods(registry.as_ref(), "the first version", has(1)).await;
+    let run = |arguments: &[&str]| {
+        let output = site.command(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["periods", "close", &period(1).to_string()]);
+    site.until_periods(registry.as_ref(), "the second version", has(2)).await;
+    assert!(run(&["versions", "list"]).contains("v000002"));
+    run(&["versions", "promote", "v000001"]);
+    let latest = get(&site.address().await, "/v1/versions/latest").await;
+    let manifest: serde_json::Value = latest.json().await.unwrap();
+    assert_eq!(manifest["version"], "v000001");
+    assert!(run(&["periods", "list"]).contains("published"));
+    let refused = site.command(&["periods", "retry", &period(1).to_string()]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "a published period can't be tried again");
+    assert!(run(&["positions", "list"]).contains("frames"));
+    assert!(run(&["config", "show"]).contains("resnet_small"));
+}
