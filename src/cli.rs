@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Subcommand;
+use indicatif::ProgressBar;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::app::Deployment;
 use crate::config::Config;
-use crate::produce;
+use crate::produce::{self, CaptureTimes, ProduceSettings, ProduceSource};
 use crate::registry::{LATEST, PositionRecord, Registry, RegistryError};
+use crate::supervisor::cancel_on_signals;
 use crate::types::{EventTime, PeriodId, TopicPartition, Version};
 
 /// The words or the configuration were wrong: exit code 2.
@@ -69,35 +72,30 @@ pub enum PositionsAction {
 
 #[derive(clap::Args)]
 pub struct ProduceArguments {
-    /// Folder of images (LABEL/*.png, .jpg, .webp) or a Parquet file.
+    /// Folder with LABEL/STREAM-NUMBER.jpg (.png, .webp), or a Parquet file with an image column.
     #[arg(value_name = "SOURCE")]
     source: PathBuf,
-    /// Kafka brokers.
-    #[arg(long, default_value = "127.0.0.1:9092", value_name = "HOST:PORT,...")]
-    brokers: String,
-    #[arg(long, default_value = "frames")]
-    topic: String,
+    /// Topic to send to. Without it: the first of kafka.topics.
+    #[arg(long)]
+    topic: Option<String>,
     /// Frames a second; 0: as fast as the brokers take them.
     #[arg(long, default_value_t = 0.0, value_name = "FRAMES")]
     rate: f64,
-    /// Capture time of the first frame, RFC 3339. Without it: the current time.
+    /// Capture time of the first frame, RFC 3339. Without it: what a Parquet file says, or now.
     #[arg(long, value_name = "INSTANT")]
     start: Option<EventTime>,
-    /// Capture times are spread evenly from --start to here. Without it: by --interval.
+    /// Each stream is spread evenly from --start to here, all streams at once. Without it: --interval.
     #[arg(long, value_name = "INSTANT", requires = "start")]
     end: Option<EventTime>,
-    /// Milliseconds between the capture times of two frames.
+    /// Milliseconds between the capture times of one frame and the next.
     #[arg(long, default_value_t = 1000, value_name = "MS", conflicts_with = "end")]
     interval: i64,
-    /// Watermark that is stated to every partition at the end. Without it: the last capture time.
+    /// Ends with this watermark in every partition: no earlier frame follows. Closes periods up to it.
     #[arg(long, value_name = "INSTANT")]
     watermark: Option<EventTime>,
     /// Frames a record: 1 sends encoded images, more sends Arrow batches.
     #[arg(long, default_value_t = 1, value_name = "FRAMES")]
     batch: usize,
-    /// librdkafka settings, such as security.protocol=ssl. Repeatable.
-    #[arg(long = "property", value_name = "KEY=VALUE")]
-    properties: Vec<String>,
 }
 
 /// Reads the configuration; every mistake is told at once, as wrong usage.
@@ -120,6 +118,45 @@ pub fn show(file: Option<&Path>) -> Result<()> {
 pub async fn migrate(config: &Config) -> Result<()> {
     Deployment::open(config).await?;
     println!("the registry's schema is up to date");
+    Ok(())
+}
+
+pub async fn produce(config: &Config, arguments: ProduceArguments) -> Result<()> {
+    let is_folder = arguments.source.is_dir();
+    let settings = ProduceSettings {
+        properties: crate::app::kafka_properties(config),
+        topic: arguments.topic.unwrap_or_else(|| config.kafka.topics[0].clone()),
+        times: match (arguments.start, arguments.end) {
+            (Some(start), Some(end)) => CaptureTimes::Spread { start, end },
+            (Some(start), None) => CaptureTimes::Every { start, interval_ms: arguments.interval },
+            (None, _) if is_folder => {
+                CaptureTimes::Every { start: crate::app::clock()(), interval_ms: arguments.interval }
+            }
+            (None, _) => CaptureTimes::Recorded,
+        },
+        source: match is_folder {
+            true => ProduceSource::Folder(arguments.source),
+            false => ProduceSource::Parquet(arguments.source),
+        },
+        frames_per_second: arguments.rate,
+        rows_per_record: arguments.batch.max(1),
+        watermark: arguments.watermark,
+        pacing: None,
+    };
+    let cancel = CancellationToken::new();
+    tokio::spawn(cancel_on_signals(cancel.clone()));
+    let bar = ProgressBar::new(0);
+    let done = produce::produce(
+        settings,
+        |progress| {
+            bar.set_length(progress.total_frames);
+            bar.set_position(progress.frames);
+        },
+        cancel,
+    );
+    let done = done.await?;
+    bar.finish_and_clear();
+    println!("{} of {} frames sent, {} bytes of images", done.frames, done.total_frames, done.bytes);
     Ok(())
 }
 

@@ -5,7 +5,9 @@
 //! [`eval`] measures, [`publish`] describes the version, [`serve`] hands it out. ARCHITECTURE.md draws both.
 
 pub mod app;
+pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod eval;
 pub mod failpoint;
 pub mod ingest;
@@ -13,6 +15,7 @@ pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod period;
+pub mod produce;
 pub mod publish;
 pub mod registry;
 pub mod serve;
@@ -23,4 +26,3 @@ pub mod types;
 
 /// Of this program, as `--version` prints it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-pub mod cli;

@@ -45,7 +45,12 @@ enum Command {
     /// See the main job in a few minutes: three periods of real frames through an in-process broker.
     Demo(demo::DemoArguments),
     /// Replay a folder of images or a Parquet file into Kafka.
-    Produce(cli::ProduceArguments),
+    Produce {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        arguments: cli::ProduceArguments,
+    },
     /// Bring the registry's schema up to date.
     Migrate {
         #[command(flatten)]
@@ -140,7 +145,9 @@ async fn run_async(command: Command) -> anyhow::Result<()> {
         Command::Run { config, role } => app::run(&cli::load(config.config.as_deref())?, role.into()).await,
         Command::Train { .. } => unreachable!("handled before the runtime starts"),
         Command::Demo(arguments) => demo::run(arguments).await,
-        Command::Produce(arguments) => cli::produce(arguments).await,
+        Command::Produce { config, arguments } => {
+            cli::produce(&cli::load(config.config.as_deref())?, arguments).await
+        }
         Command::Migrate { config } => cli::migrate(&cli::load(config.config.as_deref())?).await,
         Command::Config { action: ConfigAction::Check { config } } => cli::check(config.config.as_deref()),
         Command::Config { action: ConfigAction::Show { config } } => cli::show(config.config.as_deref()),

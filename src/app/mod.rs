@@ -1,10 +1,12 @@
 //! The only place that knows every concrete type: from the configuration to running roles.
 
 mod cluster;
+mod serve;
 mod settings;
 pub mod train;
 pub mod versions;
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -89,6 +91,11 @@ pub fn clock() -> Clock {
     })
 }
 
+/// librdkafka's settings as configured.
+pub fn kafka_properties(config: &Config) -> BTreeMap<String, String> {
+    settings::kafka_properties(&config.kafka)
+}
+
 /// `palimpsest run`: every role until a signal, or until one of them fails.
 pub async fn run(config: &Config, roles: Roles) -> Result<()> {
     let daemon = Daemon::start(config, roles, Extras::default()).await?;
@@ -119,8 +126,8 @@ impl Daemon {
         let deployment = Deployment::open(config).await?;
         let mut supervisor = Supervisor::new(config.shutdown.drain.as_duration());
         let stop = supervisor.token();
-        let status = IngestStatus::default();
-        if roles.ingest {
+        let status = roles.ingest.then(IngestStatus::default);
+        if let Some(status) = &status {
             start_ingest(&mut supervisor, config, &deployment, extras.identity, status.clone());
         }
         if roles.learn {

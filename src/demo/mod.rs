@@ -12,14 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use futures::FutureExt;
 use rdkafka::mocking::MockCluster;
+use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, Daemon, Extras, Roles};
 use crate::cli::WrongUsage;
 use crate::config::Config;
-use crate::produce;
+use crate::produce::{self, CaptureTimes, Pacing, ProduceSettings, ProduceSource};
+use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{PeriodRecord, PeriodState, Registry};
 use crate::types::{EventTime, PeriodId};
+use crate::supervisor::cancel_on_signals;
 use bars::Bars;
 
 /// 2026-01-01T00:00:00Z: the frames are replayed as if captured from then on, one hour a period.
@@ -79,17 +83,19 @@ pub async fn run(arguments: DemoArguments) -> Result<()> {
     let log = arguments.dir.join("daemon.log");
     let extras = Extras { listener: Some(listener), log: Some(log), identity: Some(identity()) };
     let daemon = Daemon::start(&config, Roles { ingest: true, learn: true, serve: true }, extras).await?;
+    tokio::spawn(cancel_on_signals(daemon.stop.clone()));
+    let stopped: CancellationToken = daemon.stop.clone();
     let played = tokio::select! {
         played = play(&daemon, &config, &chapters, &bars) => played,
-        failed = daemon.failed() => Err(failed),
-        () = app::interrupted() => Err(anyhow::anyhow!("interrupted; nothing is left running")),
+        // By Ctrl-C, or because a part of it failed: how it ended tells.
+        () = stopped.cancelled() => Err(anyhow::anyhow!("stopped before the end; nothing is left running")),
     };
     bars.finish();
     let shown = match played {
         Ok(periods) => results::show(&daemon, &arguments, &chapters, &periods).await,
         Err(error) => Err(error),
     };
-    daemon.stop().await?;
+    daemon.stopped().await?;
     shown
 }
 
@@ -106,8 +112,9 @@ fn chapters(frames: &Path) -> Result<Vec<Chapter>> {
     }
     let chapters = folders.into_iter().enumerate().map(|(index, folder)| {
         let start = START.plus_ms(index as i64 * PERIOD_MS);
-        let frames = produce::count_images(&folder)?;
-        Ok(Chapter { folder, frames, period: PeriodId(start), end: start.plus_ms(PERIOD_MS) })
+        let end = start.plus_ms(PERIOD_MS);
+        let planned = produce::plan(&ProduceSource::Folder(folder.clone()), CaptureTimes::Spread { start, end })?;
+        Ok(Chapter { folder, frames: planned.len() as u64, period: PeriodId(start), end })
     });
     chapters.collect()
 }
@@ -180,7 +187,7 @@ crop_scale = [0.3, 1.0]
 jitter = [0.4, 0.4, 0.4, 0.1]
 blur_probability = 0.0
 [probe]
-block = "10m"
+block = "1h"
 guard = "0s"
 ratio = 0.3
 [gate]
@@ -227,24 +234,34 @@ fn name_of(folder: &Path) -> String {
 /// A period is over when frames of the next one come; the last one when its watermark is stated.
 async fn produce_chapter(daemon: &Daemon, config: &Config, chapter: &Chapter, is_last: bool) -> Result<()> {
     let watermark = if is_last { chapter.end.plus_ms(LATENESS_MS) } else { chapter.end };
-    let settings = produce::ProduceSettings {
-        source: chapter.folder.clone(),
-        brokers: config.kafka.brokers.join(","),
+    let settings = ProduceSettings {
+        properties: app::kafka_properties(config),
         topic: TOPIC.into(),
-        rate: RATE,
-        times: produce::CaptureTimes::Spread { start: chapter.period.start(), end: chapter.end },
+        source: ProduceSource::Folder(chapter.folder.clone()),
+        times: CaptureTimes::Spread { start: chapter.period.start(), end: chapter.end },
+        frames_per_second: RATE,
+        rows_per_record: 1,
         watermark: Some(watermark),
-        batch: 1,
-        properties: vec![],
+        pacing: Some(pacing(&daemon.deployment.registry)),
     };
-    let pace = Pace { daemon };
-    produce::produce(&settings, &pace, |_| {}).await?;
+    produce::produce(settings, |_| {}, daemon.stop.clone()).await?;
     Ok(())
 }
 
-/// Tells the producer how far the daemon has come.
-struct Pace<'a> {
-    daemon: &'a Daemon,
+/// The broker keeps little: the producer waits for the positions that the registry holds.
+fn pacing(registry: &Arc<SqliteRegistry>) -> Pacing {
+    let registry = Arc::clone(registry);
+    let consumed = move |partition| {
+        let registry = Arc::clone(&registry);
+        async move {
+            // While it can't be told, nothing counts as consumed: the producer asks again.
+            let positions = registry.positions().await.unwrap_or_default();
+            let found = positions.iter().find(|p| p.partition.topic == TOPIC && p.partition.partition == partition);
+            found.and_then(|record| record.position).unwrap_or(0)
+        }
+        .boxed()
+    };
+    Pacing { max_ahead_bytes: AHEAD_BYTES, consumed: Arc::new(consumed) }
 }
 
 /// Redraws the bars until every chapter's period is settled.

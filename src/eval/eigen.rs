@@ -22,16 +22,16 @@ pub(super) fn symmetric_eigenvalues(a: Matrix) -> Vec<f64> {
 fn tridiagonal(mut a: Matrix) -> (Vec<f64>, Vec<f64>) {
     let n = a.rows;
     let mut off = vec![0.0; n.saturating_sub(1)];
-    for k in 0..n.saturating_sub(1) {
+    for (k, off) in off.iter_mut().enumerate() {
         // Rows equal columns: the part of row k right of the diagonal is the column to be eliminated.
         let mut v = a.data[k * n + k + 1..(k + 1) * n].to_vec();
-        off[k] = v[0];
+        *off = v[0];
         let norm = dot(&v, &v).sqrt();
         if norm == v[0].abs() {
             continue;
         }
-        off[k] = if v[0] > 0.0 { -norm } else { norm };
-        v[0] -= off[k];
+        *off = if v[0] > 0.0 { -norm } else { norm };
+        v[0] -= *off;
         reflect_trailing(&mut a, k + 1, &v);
     }
     ((0..n).map(|i| a.data[i * n + i]).collect(), off)

@@ -182,8 +182,7 @@ pub(super) fn cholesky_solve(mut a: Matrix, mut b: Matrix) -> Option<Matrix> {
             rest[j] = (rest[j] - dot(&rest[..j], &other[..j])) / other[j];
         }
         let pivot = rest[i] - dot(&rest[..i], &rest[..i]);
-        // Written so that NaN is refused too.
-        if !(pivot > 0.0) {
+        if pivot.is_nan() || pivot <= 0.0 {
             return None;
         }
         rest[i] = pivot.sqrt();

@@ -15,9 +15,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use rdkafka::config::ClientConfig;
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::types::RDKafkaErrorCode;
 
 use super::frame::{CAPTURED_AT, CONTENT_TYPE, LABEL, Record, Reject, STREAM_ID, Value};
 use crate::types::TopicPartition;
@@ -28,6 +29,8 @@ const MAX_VALUE_BYTES: usize = 900_000;
 const MAX_HEADER_BYTES: usize = 1024;
 /// How long the client tries before the caller learns of it and waits by its own rules.
 const DELIVERY_TIMEOUT_MS: &str = "10000";
+/// How long a letter waits for room in the client's own queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One record or row that was not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,18 +101,29 @@ impl DeadLetters {
 
     /// Sends them all and waits until each is acknowledged.
     pub async fn send(&self, letters: &[DeadLetter]) -> KafkaResult<()> {
-        let sent = letters.iter().map(|letter| async move {
-            let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len());
-            for (key, value) in &letter.headers {
-                headers = headers.insert(Header { key, value: Some(value) });
+        try_join_all(letters.iter().map(|letter| self.send_one(letter))).await.map(drop)
+    }
+
+    async fn send_one(&self, letter: &DeadLetter) -> KafkaResult<()> {
+        match self.send_with(letter, letter.value.as_deref()).await {
+            // The topic's own limit is lower than the default: the place still tells which record it was.
+            Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) => {
+                self.send_with(letter, None).await
             }
-            let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(headers);
-            record.key = letter.key.as_deref();
-            record.payload = letter.value.as_deref();
-            let sent = self.producer.send(record, Duration::from_secs(10)).await;
-            sent.map(drop).map_err(|(error, _)| error)
-        });
-        try_join_all(sent).await.map(drop)
+            sent => sent,
+        }
+    }
+
+    async fn send_with(&self, letter: &DeadLetter, value: Option<&[u8]>) -> KafkaResult<()> {
+        let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len());
+        for (key, value) in &letter.headers {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(headers);
+        record.key = letter.key.as_deref();
+        record.payload = value;
+        let sent = self.producer.send(record, QUEUE_TIMEOUT).await;
+        sent.map(drop).map_err(|(error, _)| error)
     }
 }
 

@@ -7,6 +7,7 @@
 //! Invariant: a partition's position in the registry moves only together with everything of the records it moves
 //! over. What is in memory is a copy of what Kafka still has: it may be dropped at any moment.
 
+pub(crate) mod columns;
 mod dead_letter;
 mod flush;
 pub mod frame;

@@ -124,10 +124,11 @@ fn panel(
         chart.draw_series(LineSeries::new(zero, BLACK.mix(0.5)))?;
     }
     for (number, line) in lines.iter().enumerate() {
-        let colour = PALETTE[number % PALETTE.len()];
+        let colour = colour(number);
         let points = || line.iter().map(|&(place, percent)| (SegmentValue::CenterOf(place), percent));
         chart.draw_series(LineSeries::new(points(), colour.stroke_width(2)))?;
-        chart.draw_series(points().map(|point| Circle::new(point, 4, colour.filled())))?;
+        chart.draw_series(points().map(|point| Circle::new(point, 4, inside(number).filled())))?;
+        chart.draw_series(points().map(|point| Circle::new(point, 4, colour.stroke_width(2))))?;
     }
     Ok(())
 }
@@ -146,15 +147,25 @@ fn value_range(lines: &[Vec<(usize, f64)>], with_zero: bool) -> (f64, f64) {
     if low == high { (low, low + step) } else { (low, high) }
 }
 
+fn colour(number: usize) -> RGBColor {
+    PALETTE[number % PALETTE.len()]
+}
+
+/// Of a line's dots: hollow where the palette is used a second time.
+fn inside(number: usize) -> RGBColor {
+    if (number / PALETTE.len()).is_multiple_of(2) { colour(number) } else { WHITE }
+}
+
 fn draw_legend(area: &Area, series: &[Series]) -> Result<(), PlotError> {
     let heading = TextStyle::from(("sans-serif", 15).into_font());
     let entry = TextStyle::from(("sans-serif", 14).into_font());
     area.draw_text("probe set of period", &heading, (4, 14))?;
     for (number, one) in series.iter().enumerate() {
         let y = 46 + 24 * number as i32;
-        let colour = PALETTE[number % PALETTE.len()];
+        let colour = colour(number);
         area.draw(&PathElement::new(vec![(4, y), (32, y)], colour.stroke_width(2)))?;
-        area.draw(&Circle::new((18, y), 4, colour.filled()))?;
+        area.draw(&Circle::new((18, y), 4, inside(number).filled()))?;
+        area.draw(&Circle::new((18, y), 4, colour.stroke_width(2)))?;
         area.draw_text(&one.period.to_string(), &entry, (42, y - 7))?;
     }
     Ok(())
@@ -189,8 +200,8 @@ mod tests {
         {
             assert!(svg.contains(text), "{text}");
         }
-        // Six accuracies, three forgettings, three in the legend.
-        assert_eq!(svg.matches("<circle").count(), 12);
+        // Six accuracies, three forgettings, three in the legend, each with its outline.
+        assert_eq!(svg.matches("<circle").count(), 2 * 12);
         assert_eq!(svg, forgetting_by_version("kNN", &versions, &series).unwrap());
     }
 

@@ -3,6 +3,8 @@
 //! Rows are plain values; the caller reads them from the registry. Widths follow the terminal; without one (a pipe)
 //! lines are as wide as their content.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
@@ -24,28 +26,33 @@ pub struct VersionRow {
     pub verdict: String,
 }
 
-/// `probes`: the periods whose probe sets are the accuracy columns. Accuracies and forgetting in per cent.
+/// `probes`: the periods whose probe sets are the accuracy columns. Periods are numbered, so that the columns stay narrow.
+/// Accuracies and forgetting in per cent.
 pub fn versions_table(probes: &[PeriodId], rows: &[VersionRow]) -> String {
+    let periods: BTreeSet<PeriodId> =
+        probes.iter().copied().chain(rows.iter().map(|row| row.period)).collect();
+    let numbers: BTreeMap<PeriodId, usize> = periods.into_iter().zip(1..).collect();
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
     let mut head = vec!["version".to_owned(), "period".to_owned(), "frames".to_owned()];
-    head.extend(probes.iter().map(|period| format!("kNN % on\n{period}")));
+    head.extend(probes.iter().map(|period| format!("kNN %\nperiod {}", numbers[period])));
     head.extend(["forgetting\naverage", "backward\ntransfer", "gate"].map(str::to_owned));
     table.set_header(head);
     for row in rows {
-        table.add_row(cells(row, probes.len()));
+        table.add_row(cells(row, numbers[&row.period], probes.len()));
     }
-    let last_number = 4 + probes.len();
-    for column in table.column_iter_mut().skip(2).take(last_number - 1) {
+    // Frames, accuracies, forgetting and transfer.
+    for column in table.column_iter_mut().skip(2).take(probes.len() + 3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table.to_string()
 }
 
-fn cells(row: &VersionRow, probes: usize) -> Vec<Cell> {
+fn cells(row: &VersionRow, number: usize, probes: usize) -> Vec<Cell> {
     let name = row.version.map_or("–".to_owned(), |version| version.to_string());
     let name = if row.is_latest { format!("{name} ← latest") } else { name };
-    let mut cells = vec![Cell::new(name), Cell::new(row.period), Cell::new(row.frames)];
+    let mut cells =
+        vec![Cell::new(name), Cell::new(format!("{number}: {}", row.period)), Cell::new(row.frames)];
     let accuracies = (0..probes).map(|column| row.accuracy.get(column).copied().flatten());
     cells.extend(accuracies.map(|accuracy| Cell::new(percent(accuracy))));
     cells.push(Cell::new(percent(row.average_forgetting)));
@@ -55,7 +62,8 @@ fn cells(row: &VersionRow, probes: usize) -> Vec<Cell> {
 }
 
 fn percent(value: Option<f64>) -> String {
-    value.map_or("–".to_owned(), |value| format!("{:.1}", value * 100.0))
+    // Adding 0 turns the -0.0 that rounding leaves into 0.0.
+    value.map_or("–".to_owned(), |value| format!("{:.1}", (value * 1000.0).round() / 10.0 + 0.0))
 }
 
 #[cfg(test)]
@@ -72,7 +80,7 @@ mod tests {
             period: period(day),
             frames: 1200,
             accuracy,
-            average_forgetting: (day > 0).then_some(0.021),
+            average_forgetting: (day > 0).then_some(if day == 2 { -0.0001 } else { 0.021 }),
             backward_transfer: (day > 0).then_some(-0.021),
             verdict: verdict.into(),
         };
@@ -90,7 +98,10 @@ mod tests {
             assert!(latest.contains(part), "{part} in\n{table}");
         }
         assert!(line("v000001").contains("91.0") && line("v000001").contains('–'));
-        assert!(line("forgot_parent").contains('–'));
+        assert!(
+            line("forgot_parent").contains(" 0.0 ") && line("forgot_parent").contains("3: 20260202T000000Z")
+        );
+        assert!(table.contains("period 2"));
         let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
         assert!(widths.iter().all(|width| *width == widths[0]), "{table}");
     }

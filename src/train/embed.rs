@@ -16,6 +16,7 @@ use super::error::TrainError;
 use super::loss::ntxent;
 use super::network::Network;
 use super::rng::{Domain, permutation};
+use super::spec::Optimisation;
 
 /// An epoch that no training reaches: its order mixes the streams of a probe set.
 const PROBE_EPOCH: u32 = u32::MAX;
@@ -74,23 +75,23 @@ pub struct Pairs {
     pub loss: f64,
 }
 
-/// Measures `network` on views and batches that depend on `maker` and `indices` alone: two networks measured
-/// with the same ones can be compared. Frames are mixed by the maker's seed before they are batched.
+/// Measures `network` on views and batches (of `optimisation.batch`, at `optimisation.tau`) that do not depend on
+/// it: two networks measured with the same arguments can be compared. Frames are mixed by the maker's seed
+/// before they are batched.
 pub fn measure_pairs(
     network: &Network,
     maker: &ViewMaker,
     indices: &[usize],
-    batch: usize,
-    tau: f64,
+    optimisation: &Optimisation,
     device: &Device,
 ) -> Result<Pairs, TrainError> {
     let dim = network.encoder().feature_dim();
     let mut pairs =
         Pairs { first: vec![0.0; indices.len() * dim], second: vec![0.0; indices.len() * dim], loss: 0.0 };
     let order = permutation(maker.seed, PROBE_EPOCH, indices.len() as u32);
-    for positions in order.chunks(batch.max(1)) {
+    for positions in order.chunks(optimisation.batch.max(1)) {
         let frames: Vec<usize> = positions.iter().map(|position| indices[*position as usize]).collect();
-        let (features, loss) = measure_batch(network, maker, &frames, tau, device)?;
+        let (features, loss) = measure_batch(network, maker, &frames, optimisation.tau, device)?;
         let (first, second) = features.split_at(frames.len() * dim);
         for (i, position) in positions.iter().enumerate() {
             let (from, to) = (i * dim..(i + 1) * dim, *position as usize * dim);
@@ -162,19 +163,20 @@ mod tests {
             preprocessing: fixtures::preprocessing(),
             seed: 3,
         };
-        let measure = |indices: &[usize], batch| {
-            measure_pairs(&network(), &maker, indices, batch, 0.2, &Device::Cpu).unwrap()
+        let optimisation = Optimisation { batch: 4, ..fixtures::optimisation() };
+        let measure = |indices: &[usize]| {
+            measure_pairs(&network(), &maker, indices, &optimisation, &Device::Cpu).unwrap()
         };
-        let all = measure(&[0, 1, 2, 3, 4, 5], 4);
-        assert_eq!(all, measure(&[0, 1, 2, 3, 4, 5], 4));
+        let all = measure(&[0, 1, 2, 3, 4, 5]);
+        assert_eq!(all, measure(&[0, 1, 2, 3, 4, 5]));
         assert!(all.loss > 0.0 && all.first != all.second);
         let dim = network().encoder().feature_dim();
-        let some = measure(&[4, 1], 4);
+        let some = measure(&[4, 1]);
         for (got, expected) in
             some.first.iter().zip(all.first[4 * dim..5 * dim].iter().chain(&all.first[dim..]))
         {
             assert!((got - expected).abs() < 1e-5, "{got} {expected}");
         }
-        assert_eq!(measure(&[], 4).loss, 0.0);
+        assert_eq!(measure(&[]).loss, 0.0);
     }
 }

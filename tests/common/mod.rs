@@ -24,7 +24,7 @@ pub const START: EventTime = EventTime::from_ms(1_767_225_600_000);
 pub const PERIOD_MS: i64 = 3_600_000;
 pub const LATENESS_MS: i64 = 60_000;
 /// Longer than any wait here takes on a loaded machine, so that a hang fails instead of blocking.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(40);
 
 pub fn period(index: i64) -> PeriodId {
     PeriodId(START.plus_ms(index * PERIOD_MS))
@@ -93,7 +93,7 @@ impl Record {
     }
 
     pub fn watermark(at: EventTime) -> Self {
-        let value = format!(r#"{{"watermark":{}}}"#, at.as_ms());
+        let value = format!(r#"{{"watermark":"{at}"}}"#);
         Self::of("application/vnd.palimpsest.watermark+json", value.into_bytes())
     }
 }
@@ -252,11 +252,16 @@ impl Site {
         what: &str,
         wanted: impl Fn(&[PeriodRecord]) -> bool,
     ) -> Vec<PeriodRecord> {
-        self.until(what, async || {
-            let periods = registry.periods().await.ok()?;
-            wanted(&periods).then_some(periods)
-        })
-        .await
+        let mut last = vec![];
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            last = registry.periods().await.unwrap();
+            if wanted(&last) {
+                return last;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("waited {PATIENCE:?} for {what}; there are {last:#?}; the log ends with\n{}", tail(&self.log()));
     }
 }
 

@@ -39,7 +39,7 @@ fn the_gradient_equals_finite_differences() {
 fn separable_labels_are_learned_from_few_shots() {
     let data = (0..200).flat_map(|i: u32| {
         let noise = (f64::from(i) * 1.7).sin() as f32 * 0.3;
-        [if i % 2 == 0 { 1.0 } else { -1.0 } + noise, noise * 2.0, 4.0]
+        [if i.is_multiple_of(2) { 1.0 } else { -1.0 } + noise, noise * 2.0, 4.0]
     });
     let points = Embeddings::new(200, 3, data.collect());
     let labels: Vec<u32> = (0..200).map(|i| i % 2).collect();

@@ -4,18 +4,15 @@
 //! stream that breaks gives no frames. The push decoder is used because it never allocates what a broken
 //! length field claims.
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::{
-    Int64Type, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
-    TimestampSecondType,
-};
-use arrow_array::{Array, ArrayRef, RecordBatch, UInt8Array};
+use arrow_array::{ArrayRef, RecordBatch, UInt8Array};
 use arrow_ipc::reader::StreamDecoder;
-use arrow_schema::{ArrowError, DataType, TimeUnit};
+use arrow_schema::ArrowError;
 use bytes::Bytes;
 
 use super::{CAPTURED_AT, Context, Decoded, FRAME, Fields, LABEL, Reject, RejectReason, STREAM_ID};
-use crate::types::EventTime;
+use crate::ingest::columns::{
+    WrongType, binary_at, column, instant_at, is_binary, is_instant, is_text, text_at,
+};
 
 pub(super) fn decode(context: &Context<'_>, value: &Bytes) -> Result<Decoded, Reject> {
     let batches =
@@ -73,16 +70,13 @@ struct Columns {
 
 impl Columns {
     fn of(batch: &RecordBatch) -> Result<Self, Reject> {
-        let binary = |t: &DataType| matches!(t, DataType::Binary | DataType::LargeBinary);
-        let text = |t: &DataType| matches!(t, DataType::Utf8 | DataType::LargeUtf8);
-        let instant = |t: &DataType| matches!(t, DataType::Int64 | DataType::Timestamp(_, _));
-        let frame = column(batch, FRAME, binary)?
+        let frame = column(batch, FRAME, is_binary)?
             .ok_or_else(|| Reject::record(RejectReason::BadColumn, "the batch has no column frame"))?;
         Ok(Self {
             frame,
-            stream_id: column(batch, STREAM_ID, text)?,
-            captured_at: column(batch, CAPTURED_AT, instant)?,
-            label: column(batch, LABEL, text)?,
+            stream_id: column(batch, STREAM_ID, is_text)?,
+            captured_at: column(batch, CAPTURED_AT, is_instant)?,
+            label: column(batch, LABEL, is_text)?,
         })
     }
 
@@ -98,62 +92,8 @@ impl Columns {
     }
 }
 
-fn column(
-    batch: &RecordBatch,
-    name: &str,
-    fits: impl Fn(&DataType) -> bool,
-) -> Result<Option<ArrayRef>, Reject> {
-    let Some(column) = batch.column_by_name(name) else {
-        return Ok(None);
-    };
-    if fits(column.data_type()) {
-        return Ok(Some(column.clone()));
+impl From<WrongType> for Reject {
+    fn from(error: WrongType) -> Self {
+        Self::record(RejectReason::BadColumn, error.to_string())
     }
-    let found = column.data_type();
-    Err(Reject::record(RejectReason::BadColumn, format!("column {name} is of type {found}")))
-}
-
-fn text_at(column: &ArrayRef, index: usize) -> Option<String> {
-    if column.is_null(index) {
-        return None;
-    }
-    let text = match column.data_type() {
-        DataType::LargeUtf8 => column.as_string::<i64>().value(index),
-        _ => column.as_string::<i32>().value(index),
-    };
-    Some(text.to_owned())
-}
-
-/// A null gives no bytes, which the check of the image refuses.
-fn binary_at(column: &ArrayRef, index: usize) -> Bytes {
-    if column.is_null(index) {
-        return Bytes::new();
-    }
-    Bytes::copy_from_slice(match column.data_type() {
-        DataType::LargeBinary => column.as_binary::<i64>().value(index),
-        _ => column.as_binary::<i32>().value(index),
-    })
-}
-
-/// Milliseconds, rounded down where the column is finer.
-fn instant_at(column: &ArrayRef, index: usize) -> Option<EventTime> {
-    if column.is_null(index) {
-        return None;
-    }
-    let ms = match column.data_type() {
-        DataType::Timestamp(TimeUnit::Second, _) => {
-            column.as_primitive::<TimestampSecondType>().value(index).saturating_mul(1000)
-        }
-        DataType::Timestamp(TimeUnit::Millisecond, _) => {
-            column.as_primitive::<TimestampMillisecondType>().value(index)
-        }
-        DataType::Timestamp(TimeUnit::Microsecond, _) => {
-            column.as_primitive::<TimestampMicrosecondType>().value(index).div_euclid(1000)
-        }
-        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
-            column.as_primitive::<TimestampNanosecondType>().value(index).div_euclid(1_000_000)
-        }
-        _ => column.as_primitive::<Int64Type>().value(index),
-    };
-    Some(EventTime(ms))
 }
