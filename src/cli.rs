@@ -30,11 +30,13 @@ pub enum VersionsAction {
     /// One version's manifest.
     Show {
         /// v000042, 42 or an alias such as latest.
+        #[arg(id = "name", value_name = "VERSION")]
         version: String,
     },
     /// Move an alias to a version: how a version is promoted or rolled back.
     Promote {
         /// v000042, 42 or another alias.
+        #[arg(id = "name", value_name = "VERSION")]
         version: String,
         /// Alias to move; made if it does not exist.
         #[arg(long, default_value = LATEST)]

@@ -3,7 +3,6 @@
 mod common;
 
 use common::{Broker, LATENESS_MS, PERIOD_MS, Record, START, Site, frames_of, live_frames, period};
-use futures::StreamExt;
 use palimpsest::registry::{PeriodState, Registry};
 use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -45,12 +44,12 @@ fn bad_records() -> Vec<(&'static str, Record)> {
     vec![
         ("undecodable_image", Record::of("image/jpeg", truncated_jpeg())),
         ("too_many_pixels", Record::of("image/png", huge_png())),
-        ("empty", Record::of("image/png", vec![])),
+        ("empty_value", Record::of("image/png", vec![])),
         ("unknown_content_type", Record::of("text/plain", b"hello".to_vec())),
-        ("undecodable_arrow", Record::of("application/vnd.apache.arrow.stream", b"no arrow".to_vec())),
+        ("broken_arrow_stream", Record::of("application/vnd.apache.arrow.stream", b"no arrow".to_vec())),
         ("captured_too_early", at(0)),
-        ("captured_too_late", at(4_070_908_800_000)),
-        ("too_large", Record::of("image/png", vec![0x89; 40 * MIB])),
+        ("captured_ahead_of_clock", at(4_070_908_800_000)),
+        ("record_too_large", Record::of("image/png", vec![0x89; 40 * MIB])),
     ]
 }
 
@@ -60,21 +59,12 @@ fn header<'a>(message: &'a BorrowedMessage<'_>, key: &str) -> &'a str {
     std::str::from_utf8(found.unwrap_or_else(|| panic!("no header {key}"))).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn bad_records_are_dead_lettered_with_reason_and_place_and_the_next_good_frame_arrives() {
-    let broker = Broker::start(&[("frames", 1), ("more-frames", 1), ("dead-letters", 1)]);
-    let topics = [("kafka.topics", r#"["frames", "more-frames"]"#)];
-    let site = Site::new(&broker.address(), "bad-input", &topics);
-    let daemon = site.daemon(None);
-    let mut expected = vec![];
-    for topic in ["frames", "more-frames"] {
-        let bad = bad_records();
-        for (offset, (reason, record)) in bad.iter().enumerate() {
-            broker.send(topic, 0, record);
-            expected.push((topic.to_owned(), offset as i64, *reason));
-        }
-        broker.send(topic, 0, &Record::frame("stream", "label", START, 7));
-    }
+struct DeadLetters {
+    consumer: StreamConsumer,
+    found: Vec<(String, i64, String)>,
+}
+
+fn dead_letters(broker: &Broker) -> DeadLetters {
     let consumer: StreamConsumer = rdkafka::ClientConfig::new()
         .set("bootstrap.servers", broker.address())
         .set("group.id", "reader")
@@ -82,19 +72,47 @@ async fn bad_records_are_dead_lettered_with_reason_and_place_and_the_next_good_f
         .create()
         .unwrap();
     consumer.subscribe(&["dead-letters"]).unwrap();
-    let mut letters = consumer.stream();
-    let mut found = vec![];
-    while found.len() < expected.len() {
-        let next = tokio::time::timeout(common::PATIENCE, letters.next()).await;
-        let message = next.unwrap_or_else(|_| panic!("{found:?}\n{}", common::tail(&site.log()))).unwrap().unwrap();
+    DeadLetters { consumer, found: vec![] }
+}
+
+/// (topic, offset, reason) of the first `count` dead letters, sorted.
+async fn read(letters: &mut DeadLetters, count: usize, site: &Site) -> Vec<(String, i64, String)> {
+    while letters.found.len() < count {
+        let next = tokio::time::timeout(common::PATIENCE, letters.consumer.recv()).await;
+        let message = next.unwrap_or_else(|_| panic!("{:?}\n{}", letters.found, common::tail(&site.log())));
+        let message = message.unwrap();
         assert_eq!(header(&message, "partition"), "0");
-        let offset: i64 = header(&message, "offset").parse().unwrap();
-        found.push((header(&message, "topic").to_owned(), offset, header(&message, "reason").to_owned()));
+        let offset = header(&message, "offset").parse().unwrap();
+        letters.found.push((header(&message, "topic").into(), offset, header(&message, "reason").into()));
     }
-    found.sort();
-    expected.sort();
-    let expected: Vec<_> = expected.into_iter().map(|(t, o, r)| (t, o, r.to_owned())).collect();
-    assert_eq!(found, expected);
+    letters.found.sort();
+    letters.found.clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_records_are_dead_lettered_with_reason_and_place_and_the_next_good_frame_arrives() {
+    let broker = Broker::start(&[("frames", 1), ("more-frames", 1), ("dead-letters", 1)]);
+    let topics = [("kafka.topics", r#"["frames", "more-frames"]"#)];
+    let site = Site::new(&broker.address(), "bad-input", &topics);
+    let daemon = site.daemon(None);
+    let mut letters = dead_letters(&broker);
+    let mut expected = vec![];
+    // The broker keeps 5 MiB a partition: the large record goes alone, once the others were read.
+    let (large, others): (Vec<_>, Vec<_>) =
+        bad_records().into_iter().enumerate().partition(|(_, (_, record))| record.value.len() > MIB);
+    for batch in [others, large] {
+        for topic in ["frames", "more-frames"] {
+            for (offset, (reason, record)) in &batch {
+                broker.send(topic, 0, record);
+                expected.push((topic.to_owned(), *offset as i64, (*reason).to_owned()));
+            }
+        }
+        expected.sort();
+        assert_eq!(read(&mut letters, expected.len(), &site).await, expected);
+    }
+    for topic in ["frames", "more-frames"] {
+        broker.send(topic, 0, &Record::frame("stream", "label", START, 7));
+    }
 
     let registry = site.registry("bad-input").await;
     let store = site.store();

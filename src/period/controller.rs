@@ -182,9 +182,15 @@ impl Session<'_> {
                 if let Some(listener) = &self.controller.listener {
                     listener(running.period, &progress);
                 }
-                if matches!(progress, Progress::Trained { .. }) {
-                    running.phase = Child::Evaluating;
-                    return self.look().await;
+                match progress {
+                    Progress::Resumed { step } => {
+                        tracing::info!(period = %running.period, step, "resumed from a checkpoint");
+                    }
+                    Progress::Trained { .. } => {
+                        running.phase = Child::Evaluating;
+                        return self.look().await;
+                    }
+                    _ => {}
                 }
                 Ok(())
             }

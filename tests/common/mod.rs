@@ -43,7 +43,11 @@ impl Broker {
             cluster.create_topic(topic, *partitions, 1).unwrap();
         }
         let producer =
-            ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
+            ClientConfig::new()
+                .set("bootstrap.servers", cluster.bootstrap_servers())
+                .set("message.max.bytes", "100000000")
+                .create()
+                .unwrap();
         Self { cluster, producer }
     }
 
