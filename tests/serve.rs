@@ -1,5 +1,6 @@
 //! The HTTP interface over a real registry, a real store and a real (small, untrained) encoder.
 
+use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,14 +15,15 @@ use futures::FutureExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use palimpsest::metrics::HTTP_REQUESTS;
+use palimpsest::eval::gate::Reason;
+use palimpsest::metrics::{HTTP_REQUESTS, ROUTES};
 use palimpsest::model::{Architecture, EncoderSpec, Weights};
 use palimpsest::publish::encoder_config::{Preprocessing, encoder_config};
 use palimpsest::registry::sqlite::SqliteRegistry;
-use palimpsest::registry::{Flush, Lineage, PeriodBounds, Publication, Registry, SegmentRecord};
+use palimpsest::registry::{Flush, Lineage, PeriodBounds, PeriodState, Publication, Registry, SegmentRecord};
 use palimpsest::serve::{Check, Embedder, Limits, Parts, Token, router};
-use palimpsest::store::Store;
 use palimpsest::store::paths::Paths;
+use palimpsest::store::{Op, Store};
 use palimpsest::types::{EventTime, FileRef, OffsetRange, PeriodId, Sha256, TopicPartition, Version};
 
 const TOKEN: &str = "0123456789abcdef";
@@ -145,7 +147,8 @@ async fn publish_first_version(registry: &SqliteRegistry, store: &Store, paths: 
     registry.set_evaluating(&lease, period.id).await.unwrap();
     let version = registry.reserve_version(&lease, period.id, attempt.number, &files).await.unwrap();
     assert_eq!(version, Version(1));
-    let publication = Publication { version, manifest: MANIFEST.into(), files, scores: vec![], probe_set: None };
+    let publication =
+        Publication { version, manifest: MANIFEST.into(), files, scores: vec![], probe_set: None };
     registry.publish(&lease, &publication, NOW).await.unwrap();
     encoder
 }
@@ -415,16 +418,33 @@ async fn requests_are_measured_under_their_route() {
     let handle = recorder.handle();
     let world = World::new().await;
     let guard = metrics::set_default_local_recorder(&recorder);
-    world.get("/v1/versions/v000001", &[]).await;
-    world.get("/secret/path", &[]).await;
+    for path in ["versions", "versions/1", "versions/1/files/README.md", "periods", "aliases/a", "embed"] {
+        world.get(&format!("/v1/{path}"), &[]).await;
+    }
+    for path in ["/healthz", "/readyz", "/metrics", "/secret/path"] {
+        world.get(path, &[]).await;
+    }
     drop(guard);
     let text = handle.render();
-    assert!(text.contains(&format!("# TYPE {HTTP_REQUESTS} ")), "{text}");
-    assert!(text.contains("route=\"/v1/versions/{version}\",method=\"GET\",status=\"200\""), "{text}");
-    assert!(
-        text.contains("route=\"none\",method=\"GET\",status=\"404\"") && !text.contains("secret"),
-        "{text}"
-    );
+    let routes: BTreeSet<&str> =
+        text.split("route=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert_eq!(routes, ROUTES.iter().copied().collect(), "{text}");
+    let has = |labels: &str| text.contains(&format!("{HTTP_REQUESTS}_count{{{labels}}} 1"));
+    assert!(has("route=\"/v1/versions/{version}\",method=\"GET\",status=\"200\""), "{text}");
+    assert!(has("route=\"none\",method=\"GET\",status=\"404\""), "{text}");
+}
+
+/// `metrics` may not name the types whose values its labels are.
+#[test]
+fn every_state_operation_and_reason_has_its_series_from_the_start() {
+    let text = palimpsest::metrics::install("main").unwrap().render();
+    let states = PeriodState::ALL
+        .map(|state| format!("palimpsest_periods{{pipeline=\"main\",state=\"{}\"}} NaN", state.as_str()));
+    let operations = Op::ALL.map(|op| format!("op=\"{op}\",outcome=\"error\"}} 0"));
+    let reasons = Reason::NAMES.map(|reason| format!("verdict=\"rejected\",reason=\"{reason}\"}} 0"));
+    for line in states.iter().chain(&operations).chain(&reasons) {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
 }
 
 /// Over a real connection: an open request is finished, then the server ends.

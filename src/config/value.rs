@@ -304,7 +304,7 @@ fn read_in_units(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 fn write_in_units(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)], zero: &str) -> fmt::Result {
-    match units.iter().find(|(_, factor)| value % factor == 0) {
+    match units.iter().find(|(_, factor)| value.is_multiple_of(*factor)) {
         Some((unit, factor)) if value > 0 => write!(f, "{}{unit}", value / factor),
         _ => f.write_str(zero),
     }

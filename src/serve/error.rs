@@ -15,7 +15,10 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// A problem document with the headers that belong to it.
 #[derive(Debug)]
-pub struct Problem {
+pub struct Problem(Box<Document>);
+
+#[derive(Debug)]
+struct Document {
     status: StatusCode,
     /// Last part of the type's URN; `None`: the status says it all (`about:blank`).
     kind: Option<&'static str>,
@@ -26,12 +29,20 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(status: StatusCode, kind: &'static str, detail: impl fmt::Display) -> Self {
-        Self { kind: Some(kind), ..Self::of_status(status, detail) }
+        let mut problem = Self::of_status(status, detail);
+        problem.0.kind = Some(kind);
+        problem
     }
 
     /// One whose status says all that a program can act on.
     pub fn of_status(status: StatusCode, detail: impl fmt::Display) -> Self {
-        Self { status, kind: None, detail: detail.to_string(), extensions: Map::new(), header: None }
+        let (detail, extensions) = (detail.to_string(), Map::new());
+        Self(Box::new(Document { status, kind: None, detail, extensions, header: None }))
+    }
+
+    fn with_header(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.0.header = Some((name, HeaderValue::from_static(value)));
+        self
     }
 
     pub fn unknown_version(name: &str) -> Self {
@@ -45,14 +56,12 @@ impl Problem {
 
     /// The request may be repeated in a second: what it needs is busy or away.
     pub fn try_again(kind: &'static str, detail: impl fmt::Display) -> Self {
-        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, detail);
-        Self { header: Some((RETRY_AFTER, HeaderValue::from_static("1"))), ..problem }
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, detail).with_header(RETRY_AFTER, "1")
     }
 
     /// Who asks has not shown the right token.
     pub fn unauthorised(detail: impl fmt::Display) -> Self {
-        let problem = Self::new(StatusCode::UNAUTHORIZED, "unauthorised", detail);
-        Self { header: Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))), ..problem }
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorised", detail).with_header(WWW_AUTHENTICATE, "Bearer")
     }
 
     /// A fault of this program or of what is stored: told to the log in full, to the client in general.
@@ -63,31 +72,30 @@ impl Problem {
 
     /// A further member of the document.
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.extensions.insert(name.to_owned(), value.into());
+        self.0.extensions.insert(name.to_owned(), value.into());
         self
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = self.status;
-        let title = match self.kind {
+        let Document { status, kind, detail, extensions: mut document, header } = *self.0;
+        let title = match kind {
             Some(kind) => kind.replace('-', " "),
             None => status.canonical_reason().unwrap_or("error").to_lowercase(),
         };
-        let kind = self.kind.map_or("about:blank".into(), |kind| format!("urn:palimpsest:problem:{kind}"));
-        let mut document = self.extensions;
+        let kind = kind.map_or("about:blank".into(), |kind| format!("urn:palimpsest:problem:{kind}"));
         document.extend([
             ("type".to_owned(), json!(kind)),
             ("title".to_owned(), json!(title)),
             ("status".to_owned(), json!(status.as_u16())),
-            ("detail".to_owned(), json!(self.detail)),
+            ("detail".to_owned(), json!(detail)),
         ]);
         let headers = [(CONTENT_TYPE, PROBLEM_JSON), (CACHE_CONTROL, "no-store")];
         let mut response = (status, headers, Json(document)).into_response();
         // `Json` sets a content type of its own.
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        if let Some((name, value)) = self.header {
+        if let Some((name, value)) = header {
             response.headers_mut().insert(name, value);
         }
         response
