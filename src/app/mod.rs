@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::WrongUsage;
 use crate::config::Config;
-use crate::ingest::{self, IngestStatus};
+use crate::ingest::{self, IngestParts, IngestStatus};
 use crate::period::controller::{Clock, Controller, Listener};
 use crate::period::job::{self, JobError};
 use crate::period::report;
@@ -175,7 +175,8 @@ fn start_ingest(
             }
         };
         let settings = settings::ingest(&config, identity);
-        Ok(ingest::run(settings, registry, store, clock(), cancel, status).await?)
+        let parts = IngestParts { registry, store, clock: clock(), status };
+        Ok(ingest::run(settings, parts, cancel).await?)
     });
 }
 

@@ -37,12 +37,22 @@ pub use run::run;
 pub use status::{IngestStatus, Part};
 pub use window::{IdleMode, IdlePolicy, LatePolicy, stream_watermark};
 
-use crate::registry::RegistryError;
-use crate::store::StoreError;
+use crate::registry::{Registry, RegistryError};
+use crate::store::{Store, StoreError};
 use crate::types::EventTime;
 
 /// The wall clock, injected.
 pub type Clock = Arc<dyn Fn() -> EventTime + Send + Sync>;
+
+/// What ingest works with, all of it shared with others.
+#[derive(Clone)]
+pub struct IngestParts {
+    pub registry: Arc<dyn Registry>,
+    pub store: Arc<Store>,
+    pub clock: Clock,
+    /// Where ingest says what it waits for.
+    pub status: IngestStatus,
+}
 
 /// Everything that ingest is told by the configuration.
 #[derive(Debug, Clone)]

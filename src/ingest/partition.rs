@@ -9,7 +9,7 @@ use super::dead_letter::DeadLetter;
 use super::frame::{Decoded, Frame, Record};
 use super::position::Progress;
 use super::window::{raise_by_frame, raise_by_punctuation};
-use crate::registry::CaughtUp;
+use crate::registry::{CaughtUp, PositionRecord};
 use crate::types::{EventTime, OffsetRange, TopicPartition};
 
 /// Memory of a frame beside its image and texts.
@@ -61,27 +61,20 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// A partition about to be read from `position`; `reported`: whether the registry has a report of its end.
-    pub fn new(
-        id: TopicPartition,
-        epoch: u64,
-        position: i64,
-        watermark: Option<EventTime>,
-        reported: bool,
-        now: EventTime,
-    ) -> Self {
+    /// A partition about to be read from `position`, as the registry has it.
+    pub fn new(record: PositionRecord, position: i64, epoch: u64, now: EventTime) -> Self {
         Self {
-            id,
+            id: record.partition,
             epoch,
             progress: Progress::starting_at(position),
             frames: Vec::new(),
             dead_letters: Vec::new(),
             bytes: 0,
             waiting_since: None,
-            watermark,
+            watermark: record.watermark,
             punctuated: false,
             end: EndWatch::new(now),
-            reported,
+            reported: record.caught_up.is_some(),
         }
     }
 
@@ -216,7 +209,9 @@ mod tests {
 
     fn partition(position: i64) -> Partition {
         let id = TopicPartition { topic: "t".into(), topic_id: TopicId("g1".into()), partition: 0 };
-        Partition::new(id, 1, position, None, false, EventTime(0))
+        let record =
+            PositionRecord { partition: id, position: Some(position), watermark: None, caught_up: None };
+        Partition::new(record, position, 1, EventTime(0))
     }
 
     fn record(offset: i64) -> Record {

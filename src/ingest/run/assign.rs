@@ -38,9 +38,7 @@ impl Ingest {
             Begin::Read(record, position) => {
                 self.last_epoch += 1;
                 let epoch = self.last_epoch;
-                let reported = record.caught_up.is_some();
-                let now = (self.clock)();
-                let partition = Partition::new(id, epoch, position, record.watermark, reported, now);
+                let partition = Partition::new(record, position, epoch, (self.clock)());
                 self.partitions.insert(place.clone(), partition);
                 tracing::info!(%place, position, "reading");
                 self.tell(SourceCommand::Start { place: place.clone(), offset: position, epoch }).await?;

@@ -28,10 +28,9 @@ use super::probe::{KafkaProbe, ProbeReport, Prober};
 use super::source::kafka::{KafkaOptions, KafkaSource};
 use super::source::{Place, SourceCommand, SourceEvent};
 use super::status::{IngestStatus, Part};
-use super::{Clock, IngestError, IngestSettings};
+use super::{Clock, IngestError, IngestParts, IngestSettings};
 use crate::metrics::INGEST_BUFFERED;
 use crate::registry::Registry;
-use crate::store::Store;
 use crate::store::paths::Paths;
 use crate::types::{EventTime, TopicId, TopicPartition};
 
@@ -43,20 +42,17 @@ const EVENTS_AT_ONCE: usize = 256;
 /// Consumes until `cancel`; then flushes everything, commits, leaves the group and returns `Ok`. What can't be
 /// flushed within `drain_timeout_ms` is left for the next start, which loses and doubles nothing either.
 ///
-/// Waits for a Kafka, registry or store that is down, says so in `status`, and goes on by itself. Errors: see
+/// Waits for a Kafka, registry or store that is down, says so in `parts.status`, and goes on by itself. Errors: see
 /// [`IngestError`]; after one the caller may start anew.
 pub async fn run(
     settings: IngestSettings,
-    registry: Arc<dyn Registry>,
-    store: Arc<Store>,
-    clock: Clock,
+    parts: IngestParts,
     cancel: CancellationToken,
-    status: IngestStatus,
 ) -> Result<(), IngestError> {
-    status.down(Part::Kafka, &"not joined yet");
+    parts.status.down(Part::Kafka, &"not joined yet");
     let drain = Duration::from_millis(settings.drain_timeout_ms);
     let mut ingest = tokio::select! {
-        started = Ingest::start(settings, registry, store, clock, status) => started?,
+        started = Ingest::start(settings, parts) => started?,
         () = cancel.cancelled() => return Ok(()),
     };
     let worked = tokio::select! {
@@ -101,13 +97,8 @@ enum Input {
 }
 
 impl Ingest {
-    async fn start(
-        settings: IngestSettings,
-        registry: Arc<dyn Registry>,
-        store: Arc<Store>,
-        clock: Clock,
-        status: IngestStatus,
-    ) -> Result<Self, IngestError> {
+    async fn start(settings: IngestSettings, parts: IngestParts) -> Result<Self, IngestError> {
+        let IngestParts { registry, store, clock, status } = parts;
         let kafka = &settings.kafka;
         let mut topics = BTreeMap::new();
         for topic in &kafka.topics {

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::ingest::frame::{CAPTURED_AT, CONTENT_TYPE};
 use crate::ingest::segment::read_segment;
 use crate::ingest::{
-    FlushPolicy, FrameLimits, IdleMode, IdlePolicy, IngestError, IngestSettings, IngestStatus, KafkaSettings,
-    KafkaStart, LatePolicy, PeriodPolicy, run,
+    FlushPolicy, FrameLimits, IdleMode, IdlePolicy, IngestError, IngestParts, IngestSettings, IngestStatus,
+    KafkaSettings, KafkaStart, LatePolicy, PeriodPolicy, run,
 };
 use crate::registry::Registry;
 use crate::registry::sqlite::SqliteRegistry;
@@ -173,14 +173,13 @@ impl Rig {
         let mut settings = self.settings();
         change(&mut settings);
         let (cancel, status) = (CancellationToken::new(), IngestStatus::default());
-        let work = run(
-            settings,
-            self.registry.clone(),
-            self.store.clone(),
-            Arc::new(now),
-            cancel.clone(),
-            status.clone(),
-        );
+        let parts = IngestParts {
+            registry: self.registry.clone(),
+            store: self.store.clone(),
+            clock: Arc::new(now),
+            status: status.clone(),
+        };
+        let work = run(settings, parts, cancel.clone());
         Run { status, cancel, task: tokio::spawn(work) }
     }
 
