@@ -166,7 +166,9 @@ pub async fn versions(config: &Config, action: VersionsAction) -> Result<()> {
     let deployment = Deployment::open(config).await?;
     let registry = deployment.registry.as_ref();
     match action {
-        VersionsAction::List if is_for_people() => println!("{}", crate::app::versions::versions_table(registry).await?),
+        VersionsAction::List if is_for_people() => {
+            println!("{}", crate::app::versions::versions_table(registry).await?)
+        }
         VersionsAction::List => {
             for version in registry.versions().await?.into_iter().filter(|version| version.visible) {
                 print_line(&version)?;
@@ -252,7 +254,9 @@ pub async fn positions(config: &Config, action: PositionsAction) -> Result<()> {
         PositionsAction::Reset { topic, partition, offset } => {
             let known = positions.iter().map(|record| &record.partition);
             let Some(found) = known.into_iter().find(|p| p.topic == topic && p.partition == partition) else {
-                return Err(WrongUsage(format!("partition {partition} of topic {topic:?} is not known")).into());
+                return Err(
+                    WrongUsage(format!("partition {partition} of topic {topic:?} is not known")).into()
+                );
             };
             deployment.registry.reset_position(found, offset).await?;
             println!("{found} goes on at offset {offset}");
@@ -278,7 +282,9 @@ impl PositionLine {
 /// What the operator asked for can't be done with what is there: that is usage, not a failure of ours.
 fn as_usage(error: RegistryError) -> anyhow::Error {
     match error {
-        RegistryError::NotFound { .. } | RegistryError::WrongState { .. } => WrongUsage(error.to_string()).into(),
+        RegistryError::NotFound { .. } | RegistryError::WrongState { .. } => {
+            WrongUsage(error.to_string()).into()
+        }
         other => other.into(),
     }
 }

@@ -19,7 +19,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     ("registry", &["types", "metrics", "failpoint"], &["rdkafka", "candle_core", "axum"]),
     ("store", &["types", "metrics", "failpoint"], &["rdkafka", "candle_core", "axum", "sqlx"]),
     ("ingest", &["types", "metrics", "failpoint", "registry", "store"], &["candle_core", "axum", "sqlx"]),
-    ("produce", &["types", "ingest"], &["candle_core", "axum", "sqlx"]),
+    ("produce", &["types", "ingest", "store"], &["candle_core", "axum", "sqlx"]),
     (
         "publish",
         &["types", "metrics", "failpoint", "registry", "store", "model"],
@@ -28,7 +28,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     ("serve", &["types", "metrics", "registry", "store", "model"], &["rdkafka", "sqlx"]),
     (
         "period",
-        &["types", "metrics", "failpoint", "registry", "store", "train", "eval", "publish"],
+        &["types", "metrics", "failpoint", "registry", "store", "model", "train", "eval", "publish"],
         &["rdkafka", "axum", "sqlx"],
     ),
     ("period/decide", &["types"], IO),

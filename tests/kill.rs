@@ -9,7 +9,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::{Broker, LATENESS_MS, Record, Site, encoders, frames_of, live_frames, period, training_processes};
+use common::{
+    Broker, LATENESS_MS, Record, Site, encoders, frames_of, live_frames, period, training_processes,
+};
 use palimpsest::registry::{PeriodState, Registry};
 use palimpsest::types::PeriodId;
 
@@ -32,7 +34,8 @@ const DAEMON_POINTS: &[&str] = &[
 ];
 
 /// In the training process.
-const TRAINING_POINTS: &[&str] = &["worker.probe_set", "worker.checkpoint", "worker.candidate", "worker.outcome"];
+const TRAINING_POINTS: &[&str] =
+    &["worker.probe_set", "worker.checkpoint", "worker.candidate", "worker.outcome"];
 
 /// Frames of the two periods that are trained on; a third one opens and stays open.
 const STREAMS: usize = 8;
@@ -95,7 +98,10 @@ async fn daemon_dies_at(point: &str, stream: &Stream, expected: &BTreeMap<Period
     let site = Site::new(&stream.broker.address(), &pipeline, &[]);
     let mut daemon = site.daemon(Some(point));
     let status = daemon.ended(&site).await;
-    assert!(site.log().contains(&format!("aborting at {}", point.split('#').next().unwrap())), "{point}: {status}");
+    assert!(
+        site.log().contains(&format!("aborting at {}", point.split('#').next().unwrap())),
+        "{point}: {status}"
+    );
     assert_eq!(finish(&site, &pipeline, stream).await, *expected, "encoders after a death at {point}");
 }
 

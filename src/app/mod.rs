@@ -163,7 +163,8 @@ fn start_ingest(
     identity: Option<String>,
     status: IngestStatus,
 ) {
-    let (registry, store, cancel) = (deployment.registry(), Arc::clone(&deployment.store), supervisor.token());
+    let (registry, store, cancel) =
+        (deployment.registry(), Arc::clone(&deployment.store), supervisor.token());
     let config = config.clone();
     supervisor.spawn("ingest", async move {
         let identity = match identity.or_else(|| config.kafka.identity.clone()) {
@@ -211,5 +212,6 @@ async fn start_learner(
 
 /// For people who look at a lease: which machine holds it.
 fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().into())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".into(), |name| name.trim().into())
 }

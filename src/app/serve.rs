@@ -24,7 +24,8 @@ pub async fn start(
     ingest: Option<IngestStatus>,
 ) -> Result<SocketAddr> {
     let bind = &config.serve.bind;
-    let listener = tokio::net::TcpListener::bind(bind).await.with_context(|| format!("serve.bind = {bind:?}"))?;
+    let listener =
+        tokio::net::TcpListener::bind(bind).await.with_context(|| format!("serve.bind = {bind:?}"))?;
     let address = listener.local_addr()?;
     // On the CPU: the GPU is the training process's, which may need all of its memory.
     let (embedder, thread) = Embedder::start(Device::Cpu)?;
@@ -46,7 +47,9 @@ pub async fn start(
     supervisor.spawn("http", async move {
         serve::run(listener, parts, token).await?;
         // The embedder went with the parts, so its thread is at its end.
-        tokio::task::spawn_blocking(move || thread.join()).await?.map_err(|_| anyhow::anyhow!("the thread that embeds panicked"))
+        tokio::task::spawn_blocking(move || thread.join())
+            .await?
+            .map_err(|_| anyhow::anyhow!("the thread that embeds panicked"))
     });
     tracing::info!("listening on http://{address}");
     Ok(address)

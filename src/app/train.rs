@@ -75,6 +75,8 @@ async fn stop_on_signal(stop: Arc<AtomicBool>) {
             terminate.recv().await;
             stop.store(true, Ordering::Relaxed);
         }
-        Err(error) => tracing::warn!(%error, "SIGTERM can't be waited for: it ends the process without a checkpoint"),
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM can't be waited for: it ends the process without a checkpoint")
+        }
     }
 }

@@ -22,8 +22,8 @@ use crate::config::Config;
 use crate::produce::{self, CaptureTimes, Pacing, ProduceSettings, ProduceSource};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{PeriodRecord, PeriodState, Registry};
-use crate::types::{EventTime, PeriodId};
 use crate::supervisor::cancel_on_signals;
+use crate::types::{EventTime, PeriodId};
 use bars::Bars;
 
 /// 2026-01-01T00:00:00Z: the frames are replayed as if captured from then on, one hour a period.
@@ -101,7 +101,9 @@ pub async fn run(arguments: DemoArguments) -> Result<()> {
 
 /// The folders of the frames, in order, with the time that each is replayed in.
 fn chapters(frames: &Path) -> Result<Vec<Chapter>> {
-    let unreadable = || WrongUsage(format!("--frames {}: no such folder; run the demo in the repository", frames.display()));
+    let unreadable = || {
+        WrongUsage(format!("--frames {}: no such folder; run the demo in the repository", frames.display()))
+    };
     let entries = std::fs::read_dir(frames).map_err(|_| unreadable())?;
     let mut folders: Vec<PathBuf> =
         entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
@@ -113,7 +115,8 @@ fn chapters(frames: &Path) -> Result<Vec<Chapter>> {
     let chapters = folders.into_iter().enumerate().map(|(index, folder)| {
         let start = START.plus_ms(index as i64 * PERIOD_MS);
         let end = start.plus_ms(PERIOD_MS);
-        let planned = produce::plan(&ProduceSource::Folder(folder.clone()), CaptureTimes::Spread { start, end })?;
+        let planned =
+            produce::plan(&ProduceSource::Folder(folder.clone()), CaptureTimes::Spread { start, end })?;
         Ok(Chapter { folder, frames: planned.len() as u64, period: PeriodId(start), end })
     });
     chapters.collect()
@@ -128,7 +131,10 @@ fn prepare_folder(dir: &Path) -> Result<()> {
         bail!(WrongUsage(format!("--dir {}: exists and is not a demo's", dir.display())));
     }
     std::fs::create_dir_all(dir)?;
-    std::fs::write(dir.join(MARK), "made by `palimpsest demo`, which empties this folder when it runs again\n")?;
+    std::fs::write(
+        dir.join(MARK),
+        "made by `palimpsest demo`, which empties this folder when it runs again\n",
+    )?;
     Ok(())
 }
 
@@ -206,15 +212,31 @@ format = "json"
 }
 
 fn say_what_comes(arguments: &DemoArguments, chapters: &[Chapter]) {
-    println!("Three steps, once for each of {} periods of frames from {}:", chapters.len(), arguments.frames.display());
-    println!("  frames    through an in-process Kafka broker into Parquet segments, until the watermark closes the period");
-    println!("  training  SimCLR; from the second period on held to the published version by {}", arguments.method);
+    println!(
+        "Three steps, once for each of {} periods of frames from {}:",
+        chapters.len(),
+        arguments.frames.display()
+    );
+    println!(
+        "  frames    through an in-process Kafka broker into Parquet segments, until the watermark closes the period"
+    );
+    println!(
+        "  training  SimCLR; from the second period on held to the published version by {}",
+        arguments.method
+    );
     println!("  gate      what was learned and forgotten decides on publication\n");
 }
 
 /// Replays every chapter and waits until each period is settled.
-async fn play(daemon: &Daemon, config: &Config, chapters: &[Chapter], bars: &Arc<Bars>) -> Result<Vec<PeriodRecord>> {
-    chapters.iter().for_each(|chapter| bars.expect(chapter.period, &name_of(&chapter.folder), chapter.frames));
+async fn play(
+    daemon: &Daemon,
+    config: &Config,
+    chapters: &[Chapter],
+    bars: &Arc<Bars>,
+) -> Result<Vec<PeriodRecord>> {
+    chapters
+        .iter()
+        .for_each(|chapter| bars.expect(chapter.period, &name_of(&chapter.folder), chapter.frames));
     let producing = async {
         for (index, chapter) in chapters.iter().enumerate() {
             let is_last = index + 1 == chapters.len();
@@ -256,7 +278,8 @@ fn pacing(registry: &Arc<SqliteRegistry>) -> Pacing {
         async move {
             // While it can't be told, nothing counts as consumed: the producer asks again.
             let positions = registry.positions().await.unwrap_or_default();
-            let found = positions.iter().find(|p| p.partition.topic == TOPIC && p.partition.partition == partition);
+            let found =
+                positions.iter().find(|p| p.partition.topic == TOPIC && p.partition.partition == partition);
             found.and_then(|record| record.position).unwrap_or(0)
         }
         .boxed()
@@ -269,7 +292,8 @@ async fn watch(daemon: &Daemon, chapters: &[Chapter], bars: &Bars) -> Result<Vec
     loop {
         let periods = daemon.deployment.registry.periods().await?;
         periods.iter().for_each(|period| bars.period(period));
-        let settled = |chapter: &Chapter| periods.iter().any(|p| p.id == chapter.period && is_settled(p.state));
+        let settled =
+            |chapter: &Chapter| periods.iter().any(|p| p.id == chapter.period && is_settled(p.state));
         if chapters.iter().all(settled) {
             return Ok(periods);
         }

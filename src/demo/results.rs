@@ -70,7 +70,8 @@ async fn embed(daemon: &Daemon, chapters: &[Chapter]) -> Result<()> {
 }
 
 fn first_image(folder: &std::path::Path) -> Option<PathBuf> {
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
     paths.sort();
     paths.into_iter().find_map(|path| match path.is_dir() {
         true => first_image(&path),

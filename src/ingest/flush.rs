@@ -16,7 +16,6 @@ use super::dead_letter::DeadLetters;
 use super::frame::Frame;
 use super::partition::Batch;
 use super::patience::{Paused, persist};
-use super::segment::{SegmentError, write_segment};
 use super::status::{IngestStatus, Part};
 use super::window::{LatePolicy, Placement, Windows};
 use crate::failpoint;
@@ -24,9 +23,10 @@ use crate::metrics::{INGEST_BYTES, INGEST_FLUSHES, INGEST_FRAMES};
 use crate::registry::{
     Flush, PeriodBounds, PeriodRecord, PeriodState, Registry, RegistryError, SegmentRecord,
 };
-use crate::store::Store;
 use crate::store::paths::{Paths, SegmentName};
-use crate::types::{EventTime, FileRef, PeriodId, Sha256};
+use crate::store::segment::{Row, SegmentError};
+use crate::store::{Store, segment};
+use crate::types::{EventTime, FileRef, PeriodId, Sha256, TopicPartition};
 
 /// How often the bytes that wait for the learner are looked at while they fill their bound.
 const LEARNER_POLL: Duration = Duration::from_secs(1);
@@ -155,7 +155,7 @@ impl Flusher {
         indices: Vec<usize>,
     ) -> Result<(SegmentRecord, Bytes), IngestError> {
         let (batch, paths) = (batch.clone(), self.paths.clone());
-        let encode = move || segment(&batch, &paths, period, &indices);
+        let encode = move || encode_segment(&batch, &paths, period, &indices);
         let encoded = tokio::task::spawn_blocking(encode).await;
         Ok(encoded.map_err(|_| IngestError::Panicked { what: "the encoder of segments" })??)
     }
@@ -166,15 +166,28 @@ fn waits(state: PeriodState) -> bool {
     matches!(state, PeriodState::Sealed | PeriodState::Training | PeriodState::Evaluating)
 }
 
-fn segment(
+fn row(partition: &TopicPartition, frame: &Frame) -> Row {
+    Row {
+        image: frame.image.clone(),
+        stream_id: frame.stream_id.clone(),
+        captured_at: frame.captured_at,
+        label: frame.label.clone(),
+        topic: partition.topic.clone(),
+        partition: partition.partition,
+        offset: frame.offset,
+        row: frame.row.cast_signed(),
+    }
+}
+
+fn encode_segment(
     batch: &Batch,
     paths: &Paths,
     period: PeriodId,
     indices: &[usize],
 ) -> Result<(SegmentRecord, Bytes), SegmentError> {
-    let frames: Vec<&Frame> = indices.iter().map(|&i| &batch.frames[i]).collect();
     let partition = &batch.partition;
-    let bytes = write_segment(&partition.topic, partition.partition, &frames)?;
+    let rows: Vec<Row> = indices.iter().map(|&i| row(partition, &batch.frames[i])).collect();
+    let bytes = segment::write(&rows)?;
     let sha256 = Sha256::of(&bytes);
     let path = paths.segment(&SegmentName {
         period,
@@ -183,13 +196,13 @@ fn segment(
         flush: batch.offsets,
         sha256: sha256.clone(),
     });
-    let captured = || frames.iter().map(|frame| frame.captured_at);
+    let captured = || rows.iter().map(|row| row.captured_at);
     let record = SegmentRecord {
         period,
         partition: partition.clone(),
         flush: batch.offsets,
         file: FileRef { path, sha256, bytes: bytes.len() as u64 },
-        frames: frames.len() as u64,
+        frames: rows.len() as u64,
         captured_min: captured().min().unwrap_or(period.start()),
         captured_max: captured().max().unwrap_or(period.start()),
     };

@@ -17,7 +17,6 @@ mod patience;
 pub mod position;
 mod probe;
 mod run;
-pub mod segment;
 pub mod source;
 mod status;
 #[cfg(test)]
@@ -101,7 +100,7 @@ pub enum IngestError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Segment(#[from] segment::SegmentError),
+    Segment(#[from] crate::store::segment::SegmentError),
     #[error("{what} panicked")]
     Panicked { what: &'static str },
 }

@@ -120,7 +120,12 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Program {
-        Program { executable: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()], environment: vec![], log: None }
+        Program {
+            executable: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            environment: vec![],
+            log: None,
+        }
     }
 
     #[tokio::test]

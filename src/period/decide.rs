@@ -4,8 +4,7 @@
 //! be repeated: a crash between carrying it out and seeing its effect asks for the same step again, or for the
 //! one after it. Nothing here does I/O or reads the clock.
 
-use crate::registry::{AttemptRecord, PeriodRecord, PeriodState};
-use crate::types::EventTime;
+use crate::types::{AttemptRecord, EventTime, PeriodRecord, PeriodState};
 
 /// The limits that an operator sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

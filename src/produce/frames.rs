@@ -153,10 +153,8 @@ pub fn content_type_of(image: &[u8]) -> &'static str {
 
 fn parquet(path: &Path) -> Result<Vec<Found>, ProduceError> {
     let file = File::open(path).map_err(|source| ProduceError::Read { path: path.to_owned(), source })?;
-    let wrong = |source: crate::ingest::segment::SegmentError| ProduceError::Parquet {
-        path: path.to_owned(),
-        source,
-    };
+    let wrong =
+        |source: crate::store::segment::SegmentError| ProduceError::Parquet { path: path.to_owned(), source };
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build());
     let mut found = Vec::new();
     for batch in reader.map_err(|error| wrong(error.into()))? {

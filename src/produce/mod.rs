@@ -87,7 +87,7 @@ pub enum ProduceError {
     #[error("{path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
-    Parquet { path: PathBuf, source: crate::ingest::segment::SegmentError },
+    Parquet { path: PathBuf, source: crate::store::segment::SegmentError },
     #[error("{path} holds no images ({expected})")]
     NoFrames { path: PathBuf, expected: &'static str },
     #[error("frame {index} of {path} has no capture time: choose times for the replay")]

@@ -10,7 +10,7 @@ use super::*;
 use crate::ingest::frame::{
     ARROW_STREAM, Decoded, Frame, FrameLimits, Record, Value, WATERMARK_JSON, decode,
 };
-use crate::ingest::segment::write_segment;
+use crate::store::segment;
 
 const START: EventTime = EventTime(1_769_817_600_000);
 
@@ -69,18 +69,19 @@ fn an_empty_folder_is_an_error_that_says_what_was_expected() {
 
 #[test]
 fn a_segment_of_ours_is_replayed_at_its_recorded_times() {
-    let frame = |n: i64| Frame {
-        offset: n,
-        row: 0,
+    let row = |n: i64| segment::Row {
+        image: jpeg().into(),
         stream_id: format!("s{}", n % 2),
         captured_at: START.plus_ms(10 - n),
         label: (n > 0).then(|| "cat".into()),
-        image: jpeg().into(),
+        topic: "t".into(),
+        partition: 0,
+        offset: n,
+        row: 0,
     };
-    let frames = [frame(0), frame(1), frame(2)];
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("segment.parquet");
-    std::fs::write(&path, write_segment("t", 0, &frames.iter().collect::<Vec<_>>()).unwrap()).unwrap();
+    std::fs::write(&path, segment::write(&[row(0), row(1), row(2)]).unwrap()).unwrap();
     let planned = plan(&ProduceSource::Parquet(path), CaptureTimes::Recorded).unwrap();
     assert_eq!(summary(&planned), vec![("s0", Some("cat"), 8), ("s1", Some("cat"), 9), ("s0", None, 10)]);
 }

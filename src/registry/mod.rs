@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub use crate::types::{AttemptRecord, PeriodRecord, PeriodState};
 use crate::types::{EventTime, FileRef, OffsetRange, PeriodId, TopicId, TopicPartition, Version};
 
 /// Name of the alias that the learner moves.
@@ -135,105 +136,11 @@ pub struct PeriodBounds {
     pub end: EventTime,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PeriodState {
-    /// Takes frames.
-    Open,
-    /// Its segment list is final; it waits for its turn to be trained on.
-    Sealed,
-    /// Had too few frames: they were given to `merged_into`.
-    Merged,
-    Training,
-    Evaluating,
-    Published,
-    /// The gate refused its candidate.
-    Rejected,
-    /// Training failed for good.
-    Failed,
-    /// Its frames were deleted.
-    Expired,
-}
-
-impl PeriodState {
-    pub const ALL: [Self; 9] = [
-        Self::Open,
-        Self::Sealed,
-        Self::Merged,
-        Self::Training,
-        Self::Evaluating,
-        Self::Published,
-        Self::Rejected,
-        Self::Failed,
-        Self::Expired,
-    ];
-
-    /// The text in the registry, in JSON and in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Sealed => "sealed",
-            Self::Merged => "merged",
-            Self::Training => "training",
-            Self::Evaluating => "evaluating",
-            Self::Published => "published",
-            Self::Rejected => "rejected",
-            Self::Failed => "failed",
-            Self::Expired => "expired",
-        }
-    }
-
-    /// Reads [`PeriodState::as_str`] back.
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == text)
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PeriodRecord {
-    pub id: PeriodId,
-    pub end: EventTime,
-    pub state: PeriodState,
-    /// Frames and bytes of its live segments; after a merge or expiry what they were.
-    pub frames: u64,
-    pub bytes: u64,
-    /// An operator has asked for it to be closed whatever the watermark.
-    pub close_requested: bool,
-    pub sealed_at: Option<EventTime>,
-    /// When it became published, rejected or failed.
-    pub settled_at: Option<EventTime>,
-    pub merged_into: Option<PeriodId>,
-    /// The version that it brought.
-    pub version: Option<Version>,
-    /// Why it was rejected or failed.
-    pub reason: Option<String>,
-    /// Operator's retries so far: each draws a new attempt seed.
-    pub retries: u32,
-    /// Number of the newest attempt; 0: none yet.
-    pub attempt: u32,
-}
-
 /// What sealing did to one period.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SealOutcome {
     Sealed { frames: u64 },
     Merged { into: PeriodId, frames: u64 },
-}
-
-/// One try at training a period. A crash goes on with the same attempt in a new start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AttemptRecord {
-    pub period: PeriodId,
-    /// 1, 2, ...
-    pub number: u32,
-    pub program_version: String,
-    /// What `latest` named when the attempt began: the teacher.
-    pub parent: Option<Version>,
-    /// The newest start; 0: none yet. Each start owns one prefix in the store.
-    pub start: u64,
-    /// Starts that ended in a failure of the training process.
-    pub failures: u32,
-    pub last_failure: Option<String>,
 }
 
 /// What an attempt descends from.

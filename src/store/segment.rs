@@ -13,6 +13,7 @@
 //!
 //! The file's `huggingface` metadata makes `datasets.load_dataset("parquet", ...)` decode `image`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -27,7 +28,6 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
@@ -80,8 +80,9 @@ fn image_fields() -> Fields {
 
 fn schema() -> Arc<Schema> {
     let instant = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
-    Arc::new(Schema::new(vec![
-        Field::new("image", DataType::Struct(image_fields()), false),
+    let fields = vec![
+        // Never null; but `datasets` takes the declared feature only for a column that may be.
+        Field::new("image", DataType::Struct(image_fields()), true),
         Field::new("stream_id", DataType::Utf8, false),
         Field::new("captured_at", instant, false),
         Field::new("label", DataType::Utf8, true),
@@ -89,7 +90,10 @@ fn schema() -> Arc<Schema> {
         Field::new("partition", DataType::Int32, false),
         Field::new("offset", DataType::Int64, false),
         Field::new("row", DataType::Int32, false),
-    ]))
+    ];
+    // One key alone: a map of several would be written in any order.
+    let metadata = HashMap::from([("huggingface".to_owned(), HUGGING_FACE.to_owned())]);
+    Arc::new(Schema::new_with_metadata(fields, metadata))
 }
 
 fn properties() -> WriterProperties {
@@ -97,7 +101,6 @@ fn properties() -> WriterProperties {
     WriterProperties::builder()
         // Not the library's version: an update must not change the bytes by its name alone.
         .set_created_by("palimpsest".to_owned())
-        .set_key_value_metadata(Some(vec![KeyValue::new("huggingface".to_owned(), HUGGING_FACE.to_owned())]))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_compression(Compression::SNAPPY)
         // Encoded images don't compress, and their smallest and largest bytes tell nothing.

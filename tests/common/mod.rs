@@ -42,12 +42,11 @@ impl Broker {
         for (topic, partitions) in topics {
             cluster.create_topic(topic, *partitions, 1).unwrap();
         }
-        let producer =
-            ClientConfig::new()
-                .set("bootstrap.servers", cluster.bootstrap_servers())
-                .set("message.max.bytes", "100000000")
-                .create()
-                .unwrap();
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", cluster.bootstrap_servers())
+            .set("message.max.bytes", "100000000")
+            .create()
+            .unwrap();
         Self { cluster, producer }
     }
 
@@ -205,7 +204,8 @@ impl Site {
 
     /// Starts the daemon; its log is appended to `daemon.log`.
     pub fn daemon(&self, abort_at: Option<&str>) -> Daemon {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).unwrap();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).unwrap();
         let mut command = self.command(&["run"]);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         match abort_at {
@@ -270,7 +270,10 @@ impl Site {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        panic!("waited {PATIENCE:?} for {what}; there are {last:#?}; the log ends with\n{}", tail(&self.log()));
+        panic!(
+            "waited {PATIENCE:?} for {what}; there are {last:#?}; the log ends with\n{}",
+            tail(&self.log())
+        );
     }
 }
 
@@ -346,7 +349,10 @@ pub fn training_processes(folder: &Path) -> BTreeSet<u32> {
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let wanted = folder.display().to_string();
     ids.filter(|id| {
-        let read = |file| String::from_utf8_lossy(&std::fs::read(format!("/proc/{id}/{file}")).unwrap_or_default()).into_owned();
+        let read = |file| {
+            String::from_utf8_lossy(&std::fs::read(format!("/proc/{id}/{file}")).unwrap_or_default())
+                .into_owned()
+        };
         read("cmdline").contains("\0train\0") && read("environ").contains(&wanted)
     })
     .collect()

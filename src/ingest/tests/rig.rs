@@ -16,7 +16,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::ingest::frame::{CAPTURED_AT, CONTENT_TYPE};
-use crate::ingest::segment::read_segment;
 use crate::ingest::{
     FlushPolicy, FrameLimits, IdleMode, IdlePolicy, IngestError, IngestParts, IngestSettings, IngestStatus,
     KafkaSettings, KafkaStart, LatePolicy, PeriodPolicy, run,
@@ -217,9 +216,9 @@ impl Rig {
         for period in self.registry.periods().await.unwrap() {
             for segment in self.registry.segments(period.id).await.unwrap() {
                 let bytes = self.store.get_verified(&segment.file).await.unwrap();
-                for row in read_segment(bytes).unwrap() {
+                for row in crate::store::segment::read(bytes).unwrap() {
                     let row = row.unwrap();
-                    rows.push((row.partition, row.offset, row.row));
+                    rows.push((row.partition, row.offset, row.row.cast_unsigned()));
                 }
             }
         }
