@@ -8,7 +8,7 @@ RUN apt-get update \
 WORKDIR /build
 
 # The dependencies alone, in a layer that stays valid until the manifest or the lock changes.
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 RUN mkdir src \
     && echo 'fn main() {}' > src/main.rs \
     && touch src/lib.rs \

@@ -53,3 +53,14 @@ fn an_unknown_command_is_wrong_usage() {
     let output = Command::new(env!("CARGO_BIN_EXE_palimpsest")).arg("fly").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
+
+#[test]
+fn the_compose_files_configuration_is_right() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(env!("CARGO_BIN_EXE_palimpsest"))
+        .args(["config", "check", "--config"])
+        .arg(root.join("deploy/compose/palimpsest.toml"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
