@@ -81,7 +81,7 @@ async fn read(letters: &mut DeadLetters, count: usize, site: &Site) -> Vec<(Stri
         let message = next.unwrap_or_else(|_| panic!("{:?}\n{}", letters.found, common::tail(&site.log())));
         let message = message.unwrap();
         let number = |key| header(&message, key).parse::<i64>().unwrap();
-        let place = (header(&message, "topic").to_owned(), number("partition") as i32, number("offset"));
+        let place = (header(&message, "source_topic").to_owned(), number("source_partition") as i32, number("source_offset"));
         letters.found.push((place.0, place.1, place.2, header(&message, "reason").to_owned()));
     }
     letters.found.sort();
