@@ -219,7 +219,11 @@ pub async fn periods(config: &Config, action: PeriodsAction) -> Result<()> {
             })?;
         }
         PeriodsAction::Show { period } => {
-            print_line(&registry.period(period).await.map_err(as_usage)?)?;
+            let record = registry.period(period).await.map_err(as_usage)?;
+            print_line(&record)?;
+            for number in 1..=record.attempt {
+                print_line(&registry.attempt(period, number).await?)?;
+            }
             for segment in registry.segments(period).await? {
                 print_line(&segment)?;
             }

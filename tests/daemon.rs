@@ -81,7 +81,11 @@ async fn read(letters: &mut DeadLetters, count: usize, site: &Site) -> Vec<(Stri
         let message = next.unwrap_or_else(|_| panic!("{:?}\n{}", letters.found, common::tail(&site.log())));
         let message = message.unwrap();
         let number = |key| header(&message, key).parse::<i64>().unwrap();
-        let place = (header(&message, "source_topic").to_owned(), number("source_partition") as i32, number("source_offset"));
+        let place = (
+            header(&message, "source_topic").to_owned(),
+            number("source_partition") as i32,
+            number("source_offset"),
+        );
         letters.found.push((place.0, place.1, place.2, header(&message, "reason").to_owned()));
     }
     letters.found.sort();
@@ -133,7 +137,9 @@ async fn get(address: &str, path: &str) -> reqwest::Response {
 
 /// The value of one sample of the Prometheus text.
 fn sample(text: &str, name: &str, label: &str) -> f64 {
-    let line = text.lines().find(|line| line.starts_with(name) && line.contains(label));
+    // Not another metric whose name begins with this one.
+    let is_it = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let line = text.lines().find(|line| is_it(line) && line.contains(label));
     let line = line.unwrap_or_else(|| panic!("no sample {name} {label} in\n{text}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }

@@ -28,6 +28,8 @@ const DAEMON_POINTS: &[&str] = &[
     "learn.job.put",
     "registry.set_evaluating",
     "registry.reserve_version",
+    "publish.probe_set",
+    "publish.card",
     "publish.copy",
     "publish.manifest",
     "registry.publish",
@@ -165,6 +167,38 @@ async fn a_daemon_killed_at_any_durable_step_loses_and_doubles_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_training_process_killed_at_any_durable_step_ends_with_the_same_weights() {
     all(before_and_after(TRAINING_POINTS), false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_while_it_deletes_leaves_nothing_behind() {
+    let stream = stream();
+    for point in [
+        "learn.expire.after_attempts",
+        "registry.expire.after_commit",
+        "learn.expire.before_delete",
+        "learn.expire.after_delete",
+    ] {
+        let pipeline = pipeline_of(point);
+        let keep_one = [("retention.periods", "1")];
+        let site = Site::new(&stream.broker.address(), &pipeline, &keep_one);
+        let mut daemon = site.daemon(Some(point));
+        daemon.ended(&site).await;
+        assert!(site.log().contains(&format!("aborting at {point}")), "{}", common::tail(&site.log()));
+        let _daemon = site.daemon(None);
+        let registry = site.registry(&pipeline).await;
+        let states = [PeriodState::Expired, PeriodState::Published];
+        site.until_periods(registry.as_ref(), "the first period's expiry", |periods| {
+            periods.iter().map(|period| period.state).eq(states)
+        })
+        .await;
+        let store = site.store();
+        let left = async || {
+            let segments = store.list(&format!("{pipeline}/segments/{}", period(0))).await.ok()?;
+            let attempts = store.list(&format!("{pipeline}/attempts/{}", period(0))).await.ok()?;
+            (segments.is_empty() && attempts.is_empty()).then_some(())
+        };
+        site.until(&format!("the first period's objects to go after a death at {point}"), left).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

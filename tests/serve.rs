@@ -145,7 +145,8 @@ async fn publish_first_version(registry: &SqliteRegistry, store: &Store, paths: 
     let attempt = registry.begin_attempt(&lease, period.id, "0.1.0", Lineage::Continued).await.unwrap();
     let (files, encoder) = put_files(store, &paths.version(Version(1))).await;
     registry.set_evaluating(&lease, period.id).await.unwrap();
-    let version = registry.reserve_version(&lease, period.id, attempt.number, &files).await.unwrap();
+    let reserved = registry.reserve_version(&lease, period.id, attempt.number, &files, NOW).await.unwrap();
+    let version = reserved.version;
     assert_eq!(version, Version(1));
     let publication =
         Publication { version, manifest: MANIFEST.into(), files, scores: vec![], probe_set: None };

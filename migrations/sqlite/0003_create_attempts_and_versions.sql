@@ -24,6 +24,8 @@ CREATE TABLE versions (
     version         INTEGER NOT NULL CHECK (version > 0),
     period_ms       INTEGER NOT NULL,
     attempt         INTEGER NOT NULL,
+    -- When the number was drawn: the manifest states it, so that whoever publishes writes the same bytes.
+    reserved_at_ms  INTEGER NOT NULL,
     -- The manifest as it was written and when: both null until the version is visible.
     manifest        TEXT,
     published_at_ms INTEGER,

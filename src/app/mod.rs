@@ -22,7 +22,6 @@ use crate::config::Config;
 use crate::ingest::{self, IngestParts, IngestStatus};
 use crate::period::controller::{Clock, Controller, Listener};
 use crate::period::job::{self, JobError};
-use crate::period::report;
 use crate::registry::Registry;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::store::Store;
@@ -189,7 +188,8 @@ async fn start_learner(
     log: Option<PathBuf>,
 ) -> Result<()> {
     let init = deployment.keep_initial_weights(config).await?;
-    let holder = format!("{}-{}", hostname(), std::process::id());
+    // The time too: in containers with the host's network, names and process ids repeat.
+    let holder = format!("{}-{}-{}", hostname(), std::process::id(), clock()().as_ms());
     let program = settings::training_program(config, log)?;
     let controller = Controller {
         registry: deployment.registry(),
@@ -204,7 +204,6 @@ async fn start_learner(
         Err(error @ JobError::OtherModel { .. }) => bail!(WrongUsage(error.to_string())),
         other => other?,
     };
-    report::versions(deployment.registry.as_ref()).await?;
     let cancel = supervisor.token();
     supervisor.spawn("learner", async move { Ok(controller.run(cancel).await?) });
     Ok(())

@@ -37,6 +37,7 @@ pub fn train(config: &Config, job_path: &str, with_stdin: bool) -> Result<()> {
 /// True: the outcome is written.
 fn work(store_url: &str, job_path: &str, with_stdin: bool) -> Result<bool> {
     let job = read_job(store_url, job_path)?;
+    let _span = tracing::info_span!("train", period = %job.recipe.period, attempt = job.attempt).entered();
     runtime::prepare(job.threads).context("the training process can't be set up")?;
     let stop = Arc::new(AtomicBool::new(false));
     let io = Builder::new_multi_thread().worker_threads(1).thread_name("store").enable_all().build()?;

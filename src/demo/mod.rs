@@ -244,9 +244,8 @@ async fn play(
         }
         Ok::<_, anyhow::Error>(())
     };
-    let (produced, periods) = tokio::join!(producing, watch(daemon, chapters, bars));
-    produced?;
-    periods
+    let ((), periods) = tokio::try_join!(producing, watch(daemon, chapters, bars))?;
+    Ok(periods)
 }
 
 fn name_of(folder: &Path) -> String {

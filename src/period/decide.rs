@@ -11,7 +11,7 @@ use crate::types::{AttemptRecord, EventTime, PeriodRecord, PeriodState};
 pub struct Policy {
     /// A period closes when the watermark is past its end by this much.
     pub lateness_ms: i64,
-    /// Starts of the training process that may fail before the period is given up.
+    /// Tries (starts of the training process, publications) that may fail before the period is given up.
     pub max_failures: u32,
     /// Published periods, the newest first, that keep their frames.
     pub keep_published: usize,
@@ -36,6 +36,8 @@ pub struct Observed {
     /// The attempt was begun by another version of the program: its checkpoints can't be continued.
     pub foreign_attempt: bool,
     pub child: Child,
+    /// The last failure is too recent for another try.
+    pub backing_off: bool,
     /// A start of the attempt has left its outcome, and this is what the gate says of it.
     pub verdict: Option<Gate>,
 }
@@ -65,6 +67,8 @@ pub enum Wait {
     EarlierPeriod,
     /// For the training process.
     Child,
+    /// For whatever made the last try fail to pass by.
+    Backoff,
     /// For newer publications, or for the inspection time to be over.
     Retention,
     /// Nothing is left to be done with it.
@@ -117,27 +121,31 @@ fn while_open(record: &PeriodRecord, observed: &Observed, policy: &Policy) -> St
     Step::Wait(Wait::Watermark)
 }
 
-/// A finished candidate counts before anything else: its process may be gone, its program replaced.
+/// A finished candidate counts before a process: its own may be gone, its program replaced. Failures count before
+/// both, so that a candidate that can't be published is given up like one that can't be trained.
 fn while_learning(record: &PeriodRecord, observed: &Observed, policy: &Policy) -> Step {
     let Some(attempt) = &observed.attempt else { return Step::BeginAttempt };
-    match &observed.verdict {
-        Some(Gate::Accepted) if record.state == PeriodState::Evaluating => return Step::Publish,
-        Some(_) if record.state == PeriodState::Training => return Step::MarkEvaluating,
-        Some(Gate::Rejected { reason }) => return Step::Reject { reason: reason.clone() },
-        _ => {}
-    }
     match observed.child {
-        Child::Evaluating if record.state == PeriodState::Training => Step::MarkEvaluating,
-        Child::Training | Child::Evaluating => Step::Wait(Wait::Child),
-        Child::None if attempt.failures >= policy.max_failures => Step::Fail { reason: failure_of(attempt) },
-        Child::None if observed.foreign_attempt => Step::BeginAttempt,
-        Child::None => Step::StartChild,
+        Child::Evaluating if record.state == PeriodState::Training => return Step::MarkEvaluating,
+        Child::Training | Child::Evaluating => return Step::Wait(Wait::Child),
+        Child::None if attempt.failures >= policy.max_failures => {
+            return Step::Fail { reason: failure_of(attempt) };
+        }
+        Child::None if observed.backing_off => return Step::Wait(Wait::Backoff),
+        Child::None => {}
+    }
+    match &observed.verdict {
+        Some(_) if record.state == PeriodState::Training => Step::MarkEvaluating,
+        Some(Gate::Accepted) => Step::Publish,
+        Some(Gate::Rejected { reason }) => Step::Reject { reason: reason.clone() },
+        None if observed.foreign_attempt => Step::BeginAttempt,
+        None => Step::StartChild,
     }
 }
 
 fn failure_of(attempt: &AttemptRecord) -> String {
     let last = attempt.last_failure.as_deref().unwrap_or("no reason was recorded");
-    format!("the training process failed {} times, last: {last}", attempt.failures)
+    format!("{} tries failed, the last one because {last}", attempt.failures)
 }
 
 fn while_inspected(record: &PeriodRecord, observed: &Observed, policy: &Policy) -> Step {
@@ -196,6 +204,7 @@ mod tests {
             attempt: Some(attempt(0)),
             foreign_attempt: false,
             child: Child::None,
+            backing_off: false,
             verdict: None,
         }
     }
@@ -252,7 +261,21 @@ mod tests {
         let failed = |n| Observed { attempt: Some(attempt(n)), ..observed() };
         assert_eq!(step(PeriodState::Training, failed(2)), Step::StartChild);
         let Step::Fail { reason } = step(PeriodState::Training, failed(3)) else { panic!("not given up") };
-        assert_eq!(reason, "the training process failed 3 times, last: out of memory");
+        assert_eq!(reason, "3 tries failed, the last one because out of memory");
+    }
+
+    #[test]
+    fn a_candidate_that_cannot_be_published_is_given_up_too_and_a_failure_is_not_tried_again_at_once() {
+        let accepted = |failures| Observed {
+            attempt: Some(attempt(failures)),
+            verdict: Some(Gate::Accepted),
+            ..observed()
+        };
+        assert_eq!(step(PeriodState::Evaluating, accepted(2)), Step::Publish);
+        assert!(matches!(step(PeriodState::Evaluating, accepted(3)), Step::Fail { .. }));
+        let waiting = |o| step(PeriodState::Evaluating, Observed { backing_off: true, ..o });
+        assert_eq!(waiting(accepted(1)), Step::Wait(Wait::Backoff));
+        assert_eq!(waiting(observed()), Step::Wait(Wait::Backoff));
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //!
 //! Number (one transaction, idempotent per attempt), files copied and verified, card, manifest last, then the
 //! transaction that makes the version visible and moves `latest`. A crash anywhere repeats it from the start:
-//! the number is the same, copies that are there stay, the manifest is written anew.
+//! number and instant are the same, copies that are there stay, card and manifest get the same bytes again, even from a
+//! process that has lost its lease without knowing it yet.
 
 use std::collections::BTreeMap;
 
 use serde_json::json;
+use tracing::Instrument;
 
 use super::history;
 use super::job::JobSettings;
@@ -18,7 +20,7 @@ use crate::publish::manifest::{self, ByProbe, Manifest, ManifestError};
 use crate::publish::{card, copy, file};
 use crate::registry::{
     AttemptRecord, Lease, PeriodRecord, ProbeSetRecord, Publication, Published, Registry, RegistryError,
-    ScoreRecord, SegmentRecord, VersionRecord,
+    Reservation, ScoreRecord, SegmentRecord, VersionRecord,
 };
 use crate::store::paths::Paths;
 use crate::store::{Store, StoreError};
@@ -55,12 +57,25 @@ pub struct Release<'a> {
 
 impl Release<'_> {
     pub async fn publish(&self, now: EventTime) -> Result<(Version, Published), ReleaseError> {
+        let (period, number) = (self.period.id, self.attempt.number);
         let files = self.published_files();
-        let version =
-            self.registry.reserve_version(self.lease, self.period.id, self.attempt.number, &files).await?;
+        let reserved = self.registry.reserve_version(self.lease, period, number, &files, now).await?;
+        let span = tracing::info_span!("publish", version = %reserved.version);
+        let published = self.bring_out(reserved, files, now).instrument(span).await?;
+        Ok((reserved.version, published))
+    }
+
+    /// Everything that is written here is a function of the reservation and of what was durable before it.
+    async fn bring_out(
+        &self,
+        reserved: Reservation,
+        files: Vec<FileRef>,
+        now: EventTime,
+    ) -> Result<Published, ReleaseError> {
+        let version = reserved.version;
         let probe_set = self.keep_probe_set().await?;
         let scores = history::rows(version, &self.outcome.evaluation);
-        let mut manifest = self.manifest(version, files, &scores, now).await?;
+        let mut manifest = self.manifest(reserved, files, &scores).await?;
         let card = card::card(&manifest).into_bytes();
         let target = self.paths.version(version);
         failpoint::reach("publish.card.before");
@@ -74,8 +89,7 @@ impl Release<'_> {
         files.push(described(file::MANIFEST, &bytes));
         let manifest = String::from_utf8_lossy(&bytes).into_owned();
         let publication = Publication { version, manifest, files, scores, probe_set };
-        let published = self.registry.publish(self.lease, &publication, now).await?;
-        Ok((version, published))
+        Ok(self.registry.publish(self.lease, &publication, now).await?)
     }
 
     /// The prefix of the start that left the outcome.
@@ -108,10 +122,9 @@ impl Release<'_> {
 
     async fn manifest(
         &self,
-        version: Version,
+        Reservation { version, reserved_at }: Reservation,
         files: Vec<FileRef>,
         scores: &[ScoreRecord],
-        now: EventTime,
     ) -> Result<Manifest, ReleaseError> {
         let Self { period, attempt, outcome, job, .. } = self;
         let segments = self.registry.segments(period.id).await?;
@@ -127,7 +140,7 @@ impl Release<'_> {
             pipeline: job.pipeline.clone(),
             version,
             parent: attempt.parent,
-            published_at: now,
+            published_at: reserved_at,
             program_version: outcome.program_version.clone(),
             device: outcome.device.clone(),
             periods: vec![span],

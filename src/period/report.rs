@@ -71,9 +71,11 @@ pub async fn versions(registry: &dyn Registry) -> Result<(), LearnError> {
     if let Some(at) = published {
         gauge!(names::LATEST_PUBLISHED).set(at.as_seconds());
     }
+    let sets = registry.probe_sets().await?;
     for probe in history::PROBES {
         let history = history::of(&versions, &scores, probe)?;
-        for period in history.periods(latest) {
+        // A period that `latest` was not measured on is not known, whatever an earlier version scored.
+        for period in sets.iter().map(|set| set.period) {
             let labels = [("probe", probe.to_owned()), ("period", period.to_string())];
             gauge!(names::EVAL_ACCURACY, &labels).set(history.score(latest, period).unwrap_or(f64::NAN));
             gauge!(names::FORGETTING, &labels).set(history.forgetting(latest, period).unwrap_or(f64::NAN));

@@ -31,6 +31,7 @@ pub struct Manifest {
     pub version: Version,
     /// The teacher; `null` starts a lineage.
     pub parent: Option<Version>,
+    /// When its number was drawn; it became visible moments later.
     #[serde(with = "rfc3339")]
     pub published_at: EventTime,
     pub program_version: String,

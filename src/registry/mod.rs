@@ -186,6 +186,13 @@ pub struct VersionRecord {
     pub published_at: Option<EventTime>,
 }
 
+/// A version's number, drawn for an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reservation {
+    pub version: Version,
+    pub reserved_at: EventTime,
+}
+
 /// What [`Registry::publish`] takes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Publication {
@@ -322,7 +329,8 @@ pub trait Registry: Send + Sync {
         period: PeriodId,
         attempt: u32,
         files: &[FileRef],
-    ) -> Result<Version>;
+        now: EventTime,
+    ) -> Result<Reservation>;
     /// The version becomes visible, its period published, its scores and probe set known, and `latest` moves
     /// if it names the version's parent. Repeating it changes nothing and says `LatestMoved` if `latest` is it.
     async fn publish(&self, lease: &Lease, publication: &Publication, now: EventTime) -> Result<Published>;

@@ -12,8 +12,9 @@ use crate::train::network::NetworkBytes;
 use crate::train::spec::{Recipe, SegmentInput, TrainJob};
 
 /// Copies all frames of the job to a scratch file; their order is that of (topic, partition, offset, row),
-/// whatever the cuts of the segments were. One segment is in memory at a time.
-pub async fn frames(store: &Store, recipe: &Recipe, loading: impl Fn(u64)) -> Result<FrameSet> {
+/// whatever the cuts of the segments were. One segment is in memory at a time; `loading` is
+/// told how far it is after each and may end it.
+pub async fn frames(store: &Store, recipe: &Recipe, loading: impl Fn(u64) -> Result<()>) -> Result<FrameSet> {
     let mut writer = FrameSetWriter::create(&std::env::temp_dir()).map_err(WorkerError::Scratch)?;
     let mut segments: Vec<&SegmentInput> = recipe.segments.iter().collect();
     segments.sort_by(|a, b| (&a.partition, a.flush_start).cmp(&(&b.partition, b.flush_start)));
@@ -25,7 +26,7 @@ pub async fn frames(store: &Store, recipe: &Recipe, loading: impl Fn(u64)) -> Re
             writer.push(meta(&row), &row.image).map_err(WorkerError::Scratch)?;
             count += 1;
         }
-        loading(count);
+        loading(count)?;
     }
     writer.finish_sorted().map_err(WorkerError::Scratch)
 }

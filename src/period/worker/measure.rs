@@ -31,6 +31,7 @@ pub enum MeasureError {
 
 /// A network under measurement.
 pub struct Subject<'a> {
+    worker: &'a Worker<'a>,
     recipe: &'a Recipe,
     bytes: &'a NetworkBytes,
     network: Network,
@@ -38,10 +39,11 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    pub fn new(recipe: &'a Recipe, bytes: &'a NetworkBytes, device: &'a Device) -> Result<Self> {
+    pub fn new(worker: &'a Worker<'a>, bytes: &'a NetworkBytes, device: &'a Device) -> Result<Self> {
+        let recipe = &worker.job.recipe;
         let network = Network::load(&recipe.model, bytes, device, crate::model::Trainability::Frozen)
             .map_err(crate::train::TrainError::from)?;
-        Ok(Self { recipe, bytes, network, device })
+        Ok(Self { worker, recipe, bytes, network, device })
     }
 
     /// Whether every weight is.
@@ -52,7 +54,10 @@ impl<'a> Subject<'a> {
     /// `[indices.len(), feature_dim]`.
     pub fn embed(&self, frames: &FrameSet, indices: &[usize]) -> Result<Embeddings> {
         let encoder = self.network.encoder();
-        let bytes = indices.iter().map(|&index| frames.bytes(index));
+        let bytes = indices.iter().map(|&index| match self.worker.is_stopped() {
+            true => Err(std::io::Error::from(std::io::ErrorKind::Interrupted)),
+            false => frames.bytes(index),
+        });
         let preprocessing = self.recipe.model.preprocessing();
         let rows = embed_frames(encoder, bytes, &preprocessing, EMBED_BATCH, self.device)?;
         Ok(Embeddings::new(indices.len(), encoder.feature_dim(), rows))

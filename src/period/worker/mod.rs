@@ -53,6 +53,8 @@ pub enum WorkerError {
     Schema { path: String, found: u32 },
     #[error("{what} can't be written as JSON: {source}")]
     Json { what: &'static str, source: serde_json::Error },
+    #[error("stopped")]
+    Stopped,
     #[error("the scratch file: {0}")]
     Scratch(std::io::Error),
     #[error("period {period} has {frames} frames to train on, fewer than one batch of {batch}")]
@@ -90,6 +92,14 @@ struct Data {
 impl Worker<'_> {
     /// True: the outcome is written. False: it was stopped before.
     pub fn run(&self) -> Result<bool> {
+        match self.work() {
+            // Whatever it was in the middle of: the next start goes on from the last checkpoint.
+            Err(_) if self.is_stopped() => Ok(false),
+            done => done,
+        }
+    }
+
+    fn work(&self) -> Result<bool> {
         let started = Instant::now();
         let device = device::select(&self.job.device)?.device;
         let data = self.load()?;
@@ -125,6 +135,7 @@ impl Worker<'_> {
         let recipe = &self.job.recipe;
         let frames = self.handle.block_on(inputs::frames(self.store, recipe, |n| {
             self.say(&Progress::Loading { frames: n });
+            self.check_stop()
         }))?;
         let split = split(frames.metas(), recipe.max_frames, &recipe.probe);
         let batch = recipe.optimisation.batch;
@@ -169,8 +180,8 @@ impl Worker<'_> {
         failpoint::reach("worker.candidate.before");
         written.network(trained)?;
         failpoint::reach("worker.candidate.after");
-        let candidate = measure::Subject::new(&self.job.recipe, &trained.network, device)?;
-        let reference = measure::Subject::new(&self.job.recipe, &trained.initial, device)?;
+        let candidate = measure::Subject::new(self, &trained.network, device)?;
+        let reference = measure::Subject::new(self, &trained.initial, device)?;
         let mut finite = candidate.is_finite()?;
         written.frame_embeddings(data, &candidate, &mut finite)?;
         if !finite {
@@ -188,10 +199,16 @@ impl Worker<'_> {
         };
         let mut probes = vec![];
         for probe in &self.job.recipe.probe_sets {
+            self.check_stop()?;
             self.say(&Progress::Evaluating { period: probe.period });
             probes.push(measure::earlier_probe(self, probe, &candidate, &mut written)?);
         }
         Ok((Evaluation { finite, new_probe, probes }, written))
+    }
+
+    /// An error if it is to stop. Asked wherever work can take long.
+    fn check_stop(&self) -> Result<()> {
+        if self.is_stopped() { Err(WorkerError::Stopped) } else { Ok(()) }
     }
 
     fn is_stopped(&self) -> bool {

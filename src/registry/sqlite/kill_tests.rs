@@ -55,7 +55,8 @@ async fn work(directory: &Path) {
                 registry.set_evaluating(&lease, id(0)).await.unwrap();
             }
             PeriodState::Evaluating => {
-                let version = registry.reserve_version(&lease, id(0), 1, &[file("a")]).await.unwrap();
+                let version =
+                    registry.reserve_version(&lease, id(0), 1, &[file("a")], NOW).await.unwrap().version;
                 registry.publish(&lease, &publication(version), NOW).await.unwrap();
             }
             PeriodState::Published => drop(registry.expire(&lease, id(0), NOW).await.unwrap()),

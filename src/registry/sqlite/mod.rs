@@ -290,9 +290,10 @@ impl Registry for SqliteRegistry {
         period: PeriodId,
         attempt: u32,
         files: &[FileRef],
-    ) -> Result<Version> {
+        now: EventTime,
+    ) -> Result<Reservation> {
         writing!(self, "reserve_version", |tx| {
-            versions::reserve_version(tx, lease, period, attempt, files)
+            versions::reserve_version(tx, lease, (period, attempt), files, now)
         })
     }
 

@@ -11,28 +11,36 @@ use super::*;
 pub(super) async fn reserve_version(
     tx: &mut Tx,
     lease: &Lease,
-    period: PeriodId,
-    attempt: u32,
+    attempt: (PeriodId, u32),
     files: &[FileRef],
-) -> Result<Version> {
+    now: EventTime,
+) -> Result<Reservation> {
     let states = [PeriodState::Evaluating];
-    learner::require_current(tx, lease, (period, attempt), &states, "evaluating").await?;
-    let reserved =
-        sqlx::query("SELECT version FROM versions WHERE pipeline = $1 AND period_ms = $2 AND attempt = $3")
-            .bind(&tx.pipeline)
-            .bind(period.start().as_ms())
-            .bind(attempt)
-            .fetch_optional(&mut *tx.conn)
-            .await?;
-    let version = match reserved {
-        Some(row) => Version(row.try_get("version")?),
-        None => draw_version(tx, period, attempt).await?,
+    learner::require_current(tx, lease, attempt, &states, "evaluating").await?;
+    let reserved = sqlx::query(
+        "SELECT version, reserved_at_ms FROM versions WHERE pipeline = $1 AND period_ms = $2 AND attempt = $3",
+    )
+    .bind(&tx.pipeline)
+    .bind(attempt.0.start().as_ms())
+    .bind(attempt.1)
+    .fetch_optional(&mut *tx.conn)
+    .await?;
+    let reservation = match reserved {
+        Some(row) => Reservation {
+            version: Version(row.try_get("version")?),
+            reserved_at: EventTime(row.try_get("reserved_at_ms")?),
+        },
+        None => draw_version(tx, attempt, now).await?,
     };
-    replace_files(tx, version, files).await?;
-    Ok(version)
+    replace_files(tx, reservation.version, files).await?;
+    Ok(reservation)
 }
 
-async fn draw_version(tx: &mut Tx, period: PeriodId, attempt: u32) -> Result<Version> {
+async fn draw_version(
+    tx: &mut Tx,
+    (period, attempt): (PeriodId, u32),
+    now: EventTime,
+) -> Result<Reservation> {
     let row = sqlx::query(
         "INSERT INTO pipelines (pipeline, last_version) VALUES ($1, 1)
          ON CONFLICT (pipeline) DO UPDATE SET last_version = pipelines.last_version + 1
@@ -42,14 +50,17 @@ async fn draw_version(tx: &mut Tx, period: PeriodId, attempt: u32) -> Result<Ver
     .fetch_one(&mut *tx.conn)
     .await?;
     let version = Version(row.try_get("last_version")?);
-    sqlx::query("INSERT INTO versions (pipeline, version, period_ms, attempt) VALUES ($1, $2, $3, $4)")
-        .bind(&tx.pipeline)
-        .bind(db(version.0))
-        .bind(period.start().as_ms())
-        .bind(attempt)
-        .execute(&mut *tx.conn)
-        .await?;
-    Ok(version)
+    sqlx::query(
+        "INSERT INTO versions (pipeline, version, period_ms, attempt, reserved_at_ms) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(&tx.pipeline)
+    .bind(db(version.0))
+    .bind(period.start().as_ms())
+    .bind(attempt)
+    .bind(now.as_ms())
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(Reservation { version, reserved_at: now })
 }
 
 async fn replace_files(tx: &mut Tx, version: Version, files: &[FileRef]) -> Result<()> {

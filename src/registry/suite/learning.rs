@@ -66,7 +66,7 @@ pub async fn a_period_goes_only_from_state_to_state(registry: &dyn Registry) {
     let settle = async |state| registry.settle_unpublished(&lease, id(0), state, "why", NOW).await;
     assert_err!(settle(PeriodState::Failed).await, RegistryError::WrongState { .. });
     registry.begin_attempt(&lease, id(0), "1.0", Lineage::Continued).await.unwrap();
-    assert_err!(registry.reserve_version(&lease, id(0), 1, &[]).await, RegistryError::WrongState { .. });
+    assert_err!(registry.reserve_version(&lease, id(0), 1, &[], NOW).await, RegistryError::WrongState { .. });
     registry.set_evaluating(&lease, id(0)).await.unwrap();
     registry.set_evaluating(&lease, id(0)).await.unwrap();
     assert_err!(settle(PeriodState::Published).await, RegistryError::WrongState { .. });
@@ -96,7 +96,7 @@ pub async fn every_method_of_the_learner_is_fenced_after_a_takeover(registry: &d
         registry.record_failure(&old, id(0), 1, "x").await.map(|_| ()),
         registry.set_evaluating(&old, id(0)).await,
         registry.settle_unpublished(&old, id(0), failed, "x", NOW).await,
-        registry.reserve_version(&old, id(0), 1, &[]).await.map(|_| ()),
+        registry.reserve_version(&old, id(0), 1, &[], NOW).await.map(|_| ()),
         registry.publish(&old, &publication(version), NOW).await.map(|_| ()),
         registry.expire(&old, id(0), NOW).await.map(|_| ()),
         registry.renew_lease(&old, TTL_MS, NOW).await.map(|_| ()),
@@ -114,12 +114,15 @@ pub async fn a_version_number_is_never_given_twice(registry: &dyn Registry) {
     assert_eq!(first, Version(1));
     // The attempt keeps its number; the files given last count.
     let files = [file("c"), file("a")];
-    assert_eq!(registry.reserve_version(&lease, id(0), 1, &files).await.unwrap(), first);
+    // And the instant at which it was drawn.
+    let later = EventTime(NOW.0 + 1);
+    let again = registry.reserve_version(&lease, id(0), 1, &files, later).await.unwrap();
+    assert_eq!(again, Reservation { version: first, reserved_at: NOW });
     assert_eq!(registry.version(first).await.unwrap().files, files);
     // Another attempt gets another one, and a rejected one's is not given again.
     registry.begin_attempt(&lease, id(0), "2.0", Lineage::Continued).await.unwrap();
     registry.set_evaluating(&lease, id(0)).await.unwrap();
-    assert_eq!(registry.reserve_version(&lease, id(0), 2, &files).await.unwrap(), Version(2));
+    assert_eq!(registry.reserve_version(&lease, id(0), 2, &files, NOW).await.unwrap().version, Version(2));
     registry.settle_unpublished(&lease, id(0), PeriodState::Rejected, "no", NOW).await.unwrap();
     assert_eq!(publish(registry, &lease, 1).await, Version(3));
     let numbers: Vec<_> = registry.versions().await.unwrap().iter().map(|v| (v.version, v.visible)).collect();
@@ -202,7 +205,7 @@ pub async fn a_replaced_attempt_is_not_published(registry: &dyn Registry) {
     registry.set_evaluating(&lease, id(0)).await.unwrap();
     let result = registry.publish(&lease, &publication(version), NOW).await;
     assert_err!(result, RegistryError::WrongState { .. });
-    assert_err!(registry.reserve_version(&lease, id(0), 1, &[]).await, RegistryError::WrongState { .. });
+    assert_err!(registry.reserve_version(&lease, id(0), 1, &[], NOW).await, RegistryError::WrongState { .. });
     assert!(!registry.version(version).await.unwrap().visible);
     assert_eq!(state(registry, 0).await, PeriodState::Evaluating);
 }

@@ -147,7 +147,11 @@ pub async fn reserve(registry: &dyn Registry, lease: &Lease, n: i64) -> Version 
     let attempt = registry.begin_attempt(lease, id(n), "1.0", Lineage::Continued).await.unwrap();
     registry.begin_start(lease, id(n), attempt.number).await.unwrap();
     registry.set_evaluating(lease, id(n)).await.unwrap();
-    registry.reserve_version(lease, id(n), attempt.number, &[file("b"), file("a")]).await.unwrap()
+    registry
+        .reserve_version(lease, id(n), attempt.number, &[file("b"), file("a")], NOW)
+        .await
+        .unwrap()
+        .version
 }
 
 pub fn publication(version: Version) -> Publication {
