@@ -83,7 +83,8 @@ pub struct Record {
 
 impl Record {
     pub fn of(content_type: &str, value: Vec<u8>) -> Self {
-        Self { value, headers: vec![("content-type".into(), content_type.into())], ..Self::default() }
+        let headers = vec![("content-type".into(), content_type.into())];
+        Self { key: "camera".into(), value, headers, ..Self::default() }
     }
 
     /// A good frame: a PNG whose look depends on its label.
