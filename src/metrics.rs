@@ -4,8 +4,11 @@
 //! and a gauge NaN, because a gauge that was not measured yet is not 0. Who measures says so through the
 //! `metrics` crate's macros with the constants below; label values come from the lists here, so they are bounded.
 
+use std::time::Duration;
+
 use metrics::Unit;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio_util::sync::CancellationToken;
 
 /// Frames by what became of them: `stored`, `late`, `dropped_late`, `dead_lettered`.
 pub const INGEST_FRAMES: &str = "palimpsest_ingest_frames_total";
@@ -49,7 +52,7 @@ pub const LATEST_PUBLISHED: &str = "palimpsest_latest_published_timestamp_second
 /// Labels `verdict` (`accepted`, `rejected`), `reason`.
 pub const GATE_VERDICTS: &str = "palimpsest_gate_verdicts_total";
 
-/// Labels `op` (`put`, `get`, `head`, `list`, `copy`, `delete`), `outcome` (`ok`, `error`).
+/// Labels `op` (`put`, `get`, `list`, `delete`), `outcome` (`ok`, `error`).
 pub const STORE_REQUESTS: &str = "palimpsest_store_requests_seconds";
 /// Label `outcome` (`ok`, `conflict`, `error`).
 pub const REGISTRY_TRANSACTIONS: &str = "palimpsest_registry_transactions_total";
@@ -66,6 +69,9 @@ const CLOSE_BUCKETS: &[f64] =
 /// Seconds of one request: a local file to a large upload.
 const REQUEST_BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Between two sweeps of the histograms. Longer keeps more values in memory, 8 bytes each; shorter gains nothing.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -91,8 +97,7 @@ const STATES: Labels = &[(
     &["open", "sealed", "merged", "training", "evaluating", "published", "rejected", "failed", "expired"],
 )];
 const PROBES: Labels = &[("probe", &["knn", "linear", "few_shot"])];
-const REQUESTS: Labels =
-    &[("op", &["put", "get", "head", "list", "copy", "delete"]), ("outcome", &["ok", "error"])];
+const REQUESTS: Labels = &[("op", &["put", "get", "list", "delete"]), ("outcome", &["ok", "error"])];
 /// What a gate can hold against a candidate.
 pub const GATE_REASONS: &[&str] =
     &["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative"];
@@ -197,7 +202,7 @@ static CATALOG: &[Metric] = &[
 ];
 
 /// Makes the process's recorder. `pipeline` becomes a label of every series. Call it once, before any measuring.
-/// The handle renders the text; `run_upkeep` on it now and then keeps histograms from piling up.
+/// The handle renders the text; [`upkeep`] must run beside it.
 ///
 /// # Errors
 /// If a recorder is installed already.
@@ -205,6 +210,15 @@ pub fn install(pipeline: &str) -> Result<PrometheusHandle, BuildError> {
     let handle = builder(pipeline)?.install_recorder()?;
     describe();
     Ok(handle)
+}
+
+/// Sorts the values of histograms into their buckets now and then until `token` is cancelled. Without it every value is
+/// kept until the next scrape, which may never come.
+pub async fn upkeep(handle: PrometheusHandle, token: CancellationToken) {
+    let mut due = tokio::time::interval(UPKEEP_INTERVAL);
+    while token.run_until_cancelled(due.tick()).await.is_some() {
+        handle.run_upkeep();
+    }
 }
 
 fn builder(pipeline: &str) -> Result<PrometheusBuilder, BuildError> {
@@ -254,6 +268,17 @@ mod tests {
         let recorder = builder("main").unwrap().build_recorder();
         metrics::with_local_recorder(&recorder, describe);
         recorder.handle().render()
+    }
+
+    #[tokio::test]
+    async fn upkeep_ends_when_it_is_cancelled() {
+        let handle = builder("main").unwrap().build_recorder().handle();
+        let token = CancellationToken::new();
+        let running = tokio::spawn(upkeep(handle, token.clone()));
+        tokio::task::yield_now().await;
+        assert!(!running.is_finished());
+        token.cancel();
+        running.await.unwrap();
     }
 
     /// With `PALIMPSEST_METRICS_FILE=path` the text is kept there, for `promtool check metrics`.

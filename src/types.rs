@@ -140,6 +140,16 @@ impl FromStr for Version {
     }
 }
 
+/// Whether an alias of a version may have this name: 1 to 63 of `a-z`, `0-9` and `-`, beginning with a letter, and
+/// nothing that reads as a version, which would always be taken for that version and never for the alias.
+pub fn is_alias_name(name: &str) -> bool {
+    let is_legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&name.len())
+        && name.bytes().all(is_legal)
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.parse::<Version>().is_err()
+}
+
 /// Serialises a type by its text form.
 macro_rules! text_serde {
     ($($name:ty),*) => {$(
@@ -339,6 +349,16 @@ mod tests {
         assert_eq!("v000042".parse(), Ok(Version(42)));
         assert_eq!("42".parse(), Ok(Version(42)));
         assert!("latest".parse::<Version>().is_err());
+    }
+
+    #[test]
+    fn an_alias_can_not_be_taken_for_a_version() {
+        for name in ["latest", "stable-2", "v", "v42-old", &"a".repeat(63)] {
+            assert!(is_alias_name(name), "{name}");
+        }
+        for name in ["", "v42", "v000042", "42", "Latest", "a/b", "-a", &"a".repeat(64)] {
+            assert!(!is_alias_name(name), "{name}");
+        }
     }
 
     #[test]

@@ -42,6 +42,15 @@ fn five_mistakes_in_one_file_give_five_messages_and_exit_code_2() {
     assert!(told.contains("broken.toml"), "{told}");
 }
 
+/// An image that ingest took and training refuses would fail its period.
+#[test]
+fn ingest_takes_no_image_that_training_does_not_decode() {
+    use palimpsest::model::preprocess::MAX_PIXELS;
+    assert!(check(&format!("[ingest]\nmax_pixels = {MAX_PIXELS}\n")).status.success());
+    let output = check(&format!("[ingest]\nmax_pixels = {}\n", MAX_PIXELS + 1));
+    assert_eq!(output.status.code(), Some(2));
+}
+
 #[test]
 fn a_right_file_passes() {
     let output = check("[train]\nmethod = \"cassle\"\n");

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use palimpsest::eval::gate::Reason;
-use palimpsest::metrics::{HTTP_REQUESTS, ROUTES};
+use palimpsest::metrics::{GATE_REASONS, HTTP_REQUESTS, ROUTES};
 use palimpsest::model::{Architecture, EncoderSpec, Weights};
 use palimpsest::publish::encoder_config::{Preprocessing, encoder_config};
 use palimpsest::registry::sqlite::SqliteRegistry;
@@ -443,6 +443,7 @@ fn every_state_operation_and_reason_has_its_series_from_the_start() {
         .map(|state| format!("palimpsest_periods{{pipeline=\"main\",state=\"{}\"}} NaN", state.as_str()));
     let operations = Op::ALL.map(|op| format!("op=\"{op}\",outcome=\"error\"}} 0"));
     let reasons = Reason::NAMES.map(|reason| format!("verdict=\"rejected\",reason=\"{reason}\"}} 0"));
+    assert_eq!(GATE_REASONS, Reason::NAMES);
     for line in states.iter().chain(&operations).chain(&reasons) {
         assert!(text.contains(line), "{line} is not in {text}");
     }

@@ -202,8 +202,9 @@ schema! {
         max_record_bytes: ByteSize = ByteSize::from_mib(32), within(ByteSize::from_kib(1), ByteSize::from_gib(1));
         /// A larger encoded frame goes to the dead-letter topic.
         max_frame_bytes: ByteSize = ByteSize::from_mib(8), within(ByteSize::from_kib(1), ByteSize::from_gib(1));
-        /// Width x height that an image's header may claim; judged before a pixel is decoded.
-        max_pixels: u64 = 50_000_000, within(1024, 1_000_000_000);
+        /// Width x height that an image's header may claim; judged before a pixel is decoded. No more than training
+        /// and publication decode: an image that only ingest took would fail its period.
+        max_pixels: u64 = 50_000_000, within(1024, 1 << 26);
         /// Rows in one Arrow record.
         max_rows: u64 = 10_000, within(1, 1_000_000);
         /// A frame of a sealed period joins the oldest open one, or is dropped. Both are counted.

@@ -70,22 +70,23 @@ pub fn decode_rgb(bytes: &[u8], max_pixels: u64) -> Result<RgbFrame, PreprocessE
 impl RgbFrame {
     /// The part inside `crop`, resized to `width` x `height`: bilinear, antialiased when it shrinks.
     pub fn resized(&self, crop: Crop, width: u32, height: u32) -> Result<Self, PreprocessError> {
+        let Crop { left, top, width: cut_width, height: cut_height } = crop;
+        self.resized_box([left, top, cut_width, cut_height].map(f64::from), width, height)
+    }
+
+    /// The same of a box `[left, top, width, height]` whose edges may lie between pixels. What is allocated follows
+    /// from the box and the target, however long the frame's other side is.
+    fn resized_box(&self, cut: [f64; 4], width: u32, height: u32) -> Result<Self, PreprocessError> {
         let error = |e: &dyn std::fmt::Display| PreprocessError::Resize(e.to_string());
         let source =
             ImageRef::new(self.width, self.height, &self.pixels, PixelType::U8x3).map_err(|e| error(&e))?;
         let mut target = Image::new(width, height, PixelType::U8x3);
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
-            f64::from(crop.left),
-            f64::from(crop.top),
-            f64::from(crop.width),
-            f64::from(crop.height),
-        );
+        let [left, top, cut_width, cut_height] = cut;
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+            .crop(left, top, cut_width, cut_height);
         Resizer::new().resize(&source, &mut target, &options).map_err(|e| error(&e))?;
         Ok(Self { width, height, pixels: target.into_vec() })
-    }
-
-    fn whole(&self) -> Crop {
-        Crop { left: 0, top: 0, width: self.width, height: self.height }
     }
 }
 
@@ -105,16 +106,13 @@ impl Preprocessing {
     }
 
     /// The view without randomness: the shorter side resized to `size`, the centre cut out. Writes `[3, size, size]`.
+    ///
+    /// Cut first and then resized, so that a frame of one pixel by millions costs no more than a square one. It is
+    /// the same view: the cut's edges are torchvision's, taken back into the frame, and may lie between its pixels.
     pub fn evaluation_view(&self, frame: &RgbFrame, out: &mut [f32]) -> Result<(), PreprocessError> {
         let size = self.size as u32;
-        let (width, height) = shorter_side_to(size, frame.width, frame.height);
-        let resized = frame.resized(frame.whole(), width, height)?;
-        let (left, top) = (centre_offset(width, size), centre_offset(height, size));
-        let pixels = (0..self.size * self.size).map(|i| {
-            let (x, y) = (i % self.size + left as usize, i / self.size + top as usize);
-            let at = 3 * (y * width as usize + x);
-            [0, 1, 2].map(|channel| f32::from(resized.pixels[at + channel]) / 255.0)
-        });
+        let view = frame.resized_box(central_box(size, frame.width, frame.height), size, size)?;
+        let pixels = view.pixels.chunks_exact(3).map(|p| [p[0], p[1], p[2]].map(|v| f32::from(v) / 255.0));
         self.normalise(pixels, out);
         Ok(())
     }
@@ -130,36 +128,34 @@ impl Preprocessing {
     }
 }
 
+/// The part of a `width` x `height` frame that `Resize(size)` + `CenterCrop(size)` show: `[left, top, width, height]`.
+fn central_box(size: u32, width: u32, height: u32) -> [f64; 4] {
+    let (resized_width, resized_height) = shorter_side_to(size, width, height);
+    // Multiplied before it is divided: a side that is cut nowhere comes out whole.
+    let in_frame = |at: u64, length: u32, resized: u64| at as f64 * f64::from(length) / resized as f64;
+    [
+        in_frame(centre_offset(resized_width, size), width, resized_width),
+        in_frame(centre_offset(resized_height, size), height, resized_height),
+        in_frame(size.into(), width, resized_width),
+        in_frame(size.into(), height, resized_height),
+    ]
+}
+
 /// torchvision's `Resize(size)`: the longer side is cut down to a whole pixel.
-fn shorter_side_to(size: u32, width: u32, height: u32) -> (u32, u32) {
+fn shorter_side_to(size: u32, width: u32, height: u32) -> (u64, u64) {
     let longer = |shorter_side: u32, longer_side: u32| {
-        (u64::from(size) * u64::from(longer_side) / u64::from(shorter_side)) as u32
+        u64::from(size) * u64::from(longer_side) / u64::from(shorter_side)
     };
-    if width <= height { (size, longer(width, height)) } else { (longer(height, width), size) }
+    if width <= height { (size.into(), longer(width, height)) } else { (longer(height, width), size.into()) }
 }
 
 /// torchvision's `CenterCrop(size)`: half of the rest, halves rounded to even.
-fn centre_offset(length: u32, size: u32) -> u32 {
-    (f64::from(length - size) / 2.0).round_ties_even() as u32
+fn centre_offset(length: u64, size: u32) -> u64 {
+    ((length - u64::from(size)) as f64 / 2.0).round_ties_even() as u64
 }
 
-/// Embeds frames by their evaluation views in eval mode: row-major `[frames, encoder.feature_dim()]`.
+/// Embeds evaluation views in eval mode, `views.len() / view_len` of them: row-major `[views, encoder.feature_dim()]`.
 /// Reads the result back from the device: a synchronisation point.
-pub fn embed_batch(
-    encoder: &dyn Encoder,
-    frames: &[RgbFrame],
-    preprocessing: &Preprocessing,
-    device: &Device,
-) -> Result<Vec<f32>, PreprocessError> {
-    let view_len = preprocessing.view_len();
-    let mut views = vec![0.0; frames.len() * view_len];
-    for (frame, out) in frames.iter().zip(views.chunks_exact_mut(view_len)) {
-        preprocessing.evaluation_view(frame, out)?;
-    }
-    embed_views(encoder, views, preprocessing, device)
-}
-
-/// Embeds views that are made already, `views.len() / view_len` of them, as [`embed_batch`] does.
 pub fn embed_views(
     encoder: &dyn Encoder,
     views: Vec<f32>,
@@ -254,6 +250,43 @@ mod tests {
         assert_eq!(centre_offset(298, 224), 37);
         assert_eq!(centre_offset(227, 224), 2);
         assert_eq!(centre_offset(225, 224), 0);
+    }
+
+    /// Resized as a whole and cut afterwards: torchvision's order, which costs what the longer side asks for.
+    fn resized_then_cut(frame: &RgbFrame, size: u32) -> Vec<u8> {
+        let (width, height) = shorter_side_to(size, frame.width, frame.height);
+        let whole = Crop { left: 0, top: 0, width: frame.width, height: frame.height };
+        let resized = frame.resized(whole, width as u32, height as u32).unwrap();
+        let (left, top) = (centre_offset(width, size) as usize, centre_offset(height, size) as usize);
+        (top..top + size as usize)
+            .flat_map(|y| {
+                let at = 3 * (y * width as usize + left);
+                resized.pixels[at..at + 3 * size as usize].to_vec()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn cutting_before_resizing_gives_torchvisions_view_whatever_the_sides() {
+        for (width, height) in [(8, 8), (9, 8), (5, 8), (31, 17), (17, 31), (100, 33), (3, 200), (64, 64)] {
+            let frame = decode_rgb(&encoded(width, height, image::ImageFormat::Png), MAX_PIXELS).unwrap();
+            let view = frame.resized_box(central_box(8, width, height), 8, 8).unwrap();
+            let differences = view.pixels.iter().zip(resized_then_cut(&frame, 8)).map(|(a, b)| a.abs_diff(b));
+            assert!(differences.max().unwrap() <= 1, "{width} x {height}");
+        }
+    }
+
+    /// Resized as a whole, its longer side would have 3.2 billion pixels.
+    #[test]
+    fn a_frame_of_one_pixel_by_millions_costs_what_a_square_one_does() {
+        let preprocessing = Preprocessing { size: 64, ..PLAIN };
+        let mut view = vec![f32::NAN; preprocessing.view_len()];
+        for (width, height) in [(1, 50_000_000), (50_000_000, 1), (1, 100_000)] {
+            preprocessing.evaluation_view(&flat(width, height, [255, 0, 51]), &mut view).unwrap();
+            let plane = 64 * 64;
+            assert!(view[..plane].iter().all(|red| *red == 1.0), "{width} x {height}");
+            assert!(view[2 * plane..].iter().all(|blue| *blue == 0.2), "{width} x {height}");
+        }
     }
 
     #[test]

@@ -139,15 +139,6 @@ impl Weights {
         Ok(safetensors::serialize(tensors, Some(metadata))?)
     }
 
-    /// A teacher: plain tensors in storage of their own.
-    pub fn frozen_copy(&self) -> Result<Self, ModelError> {
-        let freeze = |(name, slot): (&String, &Slot)| {
-            let slot = Slot::new(ParameterKind::Trainable, Trainability::Frozen, slot.tensor())?;
-            Ok((name.clone(), slot))
-        };
-        Ok(Weights { slots: self.slots.iter().map(freeze).collect::<Result<_, ModelError>>()? })
-    }
-
     /// What an optimiser moves, in the order of names; empty where the weights are frozen.
     pub fn trainable(&self) -> Vec<(String, Var)> {
         let trainable = |(name, slot): (&String, &Slot)| match slot {
@@ -344,23 +335,5 @@ mod tests {
     #[test]
     fn bytes_that_are_no_safetensors_file_are_an_error() {
         assert!(matches!(load(b"not a file", &specs()), Err(ModelError::NotSafetensors(_))));
-    }
-
-    #[test]
-    fn a_frozen_copy_keeps_its_values_when_the_student_moves() {
-        let student = initialised(7);
-        let teacher = student.frozen_copy().unwrap();
-        let before = teacher.to_safetensors().unwrap();
-        for (_, var) in student.trainable() {
-            var.set(&var.ones_like().unwrap()).unwrap();
-        }
-        student
-            .buffer("bn.running_mean")
-            .unwrap()
-            .set(&Tensor::new(&[5f32, 5.0], &Device::Cpu).unwrap())
-            .unwrap();
-        assert_eq!(teacher.to_safetensors().unwrap(), before);
-        assert!(teacher.trainable().is_empty());
-        assert!(teacher.iter().all(|(_, tensor)| !tensor.is_variable()));
     }
 }

@@ -128,7 +128,7 @@ pub struct Drift {
 /// What the gate said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gate {
-    /// `accepted`, or `forced` where an operator published against the verdict.
+    /// `accepted`: a refused candidate gets no manifest.
     pub verdict: String,
     /// The limits that held, and the reason of a refusal.
     pub limits: Value,

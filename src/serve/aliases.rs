@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::Shared;
 use super::error::Problem;
-use crate::types::{Sha256, Version};
+use crate::types::{Sha256, Version, is_alias_name};
 
 /// Bytes of a body that names one version.
 const MAX_BODY_BYTES: usize = 1024;
@@ -54,7 +54,7 @@ pub async fn put(
     request: Request,
 ) -> Result<Json<Value>, Problem> {
     authorise(parts.token.as_ref(), request.headers())?;
-    if !is_alias(&alias) {
+    if !is_alias_name(&alias) {
         let detail =
             format!("{alias:?} is not 1 to 63 of a-z, 0-9 and -, beginning with a letter, and no version");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "bad-alias", detail));
@@ -87,28 +87,9 @@ fn authorise(token: Option<&Token>, headers: &HeaderMap) -> Result<(), Problem> 
     }
 }
 
-/// A name that can't be taken for a version's number.
-fn is_alias(name: &str) -> bool {
-    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&name.len())
-        && name.bytes().all(legal)
-        && name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name.parse::<Version>().is_err()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_alias_can_not_be_taken_for_a_version() {
-        for name in ["latest", "stable-2", "v"] {
-            assert!(is_alias(name), "{name}");
-        }
-        for name in ["", "v42", "42", "Latest", "a/b", "-a", &"a".repeat(64)] {
-            assert!(!is_alias(name), "{name}");
-        }
-    }
 
     #[test]
     fn a_token_is_itself_and_nothing_else() {

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{Method, StatusCode};
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 
 use super::Shared;
@@ -16,8 +17,13 @@ use crate::metrics::{HTTP_REQUESTS, UNMATCHED_ROUTE};
 /// on a slow machine, longer lets a stuck store hold connections.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
+/// The layers that need nothing to know, the outermost last.
+pub fn of_every_router(routes: Router) -> Router {
+    routes.layer(from_fn(only_problems)).layer(from_fn(in_time)).layer(from_fn(measured))
+}
+
 /// Times the request under its route's pattern, never under its path.
-pub async fn measured(route: Option<MatchedPath>, request: Request, next: Next) -> Response {
+async fn measured(route: Option<MatchedPath>, request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let method = bounded(request.method());
     let response = next.run(request).await;
@@ -53,7 +59,7 @@ pub async fn only_small_bodies(State(parts): State<Shared>, request: Request, ne
     }
 }
 
-pub async fn in_time(request: Request, next: Next) -> Response {
+async fn in_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(TIME_LIMIT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
@@ -64,7 +70,7 @@ pub async fn in_time(request: Request, next: Next) -> Response {
 }
 
 /// Gives the router's own errors (no such route, no such method, a path that is not UTF-8) the form of all others.
-pub async fn only_problems(request: Request, next: Next) -> Response {
+async fn only_problems(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = next.run(request).await;
     let status = response.status();

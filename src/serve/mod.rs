@@ -35,7 +35,7 @@ use std::io;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post, put};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -76,24 +76,26 @@ pub struct Parts {
 type Shared = Arc<Parts>;
 
 /// All routes over `parts`.
-pub fn router(parts: Parts) -> Router {
+pub fn router(mut parts: Parts) -> Router {
+    let observed = health::routes(std::mem::take(&mut parts.checks), parts.metrics.clone());
     let parts: Shared = Arc::new(parts);
-    // The patterns are those of `metrics::ROUTES`.
-    Router::new()
+    // These patterns and those of `health` are `metrics::ROUTES`.
+    let routes = Router::new()
         .route("/v1/versions", get(lists::versions))
         .route("/v1/versions/{version}", get(versions::manifest))
         .route("/v1/versions/{version}/files/{*path}", get(files::file))
         .route("/v1/periods", get(lists::periods))
         .route("/v1/aliases/{alias}", put(aliases::put))
         .route("/v1/embed", post(embed::post))
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
-        .route("/metrics", get(health::metrics))
-        .layer(from_fn(layers::only_problems))
-        .layer(from_fn(layers::in_time))
-        .layer(from_fn_with_state(parts.clone(), layers::only_small_bodies))
-        .layer(from_fn(layers::measured))
-        .with_state(parts)
+        .with_state(parts.clone())
+        .merge(observed)
+        .layer(from_fn_with_state(parts, layers::only_small_bodies));
+    layers::of_every_router(routes)
+}
+
+/// `/healthz`, `/readyz` and `/metrics` alone: what a process answers that has another role than to serve.
+pub fn observe_router(checks: Vec<Check>, metrics: PrometheusHandle) -> Router {
+    layers::of_every_router(health::routes(checks, metrics))
 }
 
 /// Answers until `token` is cancelled, then finishes the requests that are open. Ends in an error if the encoder's thread
@@ -106,6 +108,16 @@ pub async fn run(listener: TcpListener, parts: Parts, token: CancellationToken) 
         served = served => served,
         () = encoder_gone => Err(io::Error::other("the thread that embeds has ended")),
     }
+}
+
+/// [`run`] for [`observe_router`]: answers until `token` is cancelled, then finishes the requests that are open.
+pub async fn run_observed(
+    listener: TcpListener,
+    checks: Vec<Check>,
+    metrics: PrometheusHandle,
+    token: CancellationToken,
+) -> io::Result<()> {
+    serve_until(listener, observe_router(checks, metrics), token).await
 }
 
 async fn serve_until(listener: TcpListener, router: Router, token: CancellationToken) -> io::Result<()> {

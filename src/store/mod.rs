@@ -4,18 +4,18 @@
 //! idempotent, that every request is timed. Leaves to others: what an object means (the registry says that).
 //!
 //! A write replaces the object as a whole, so repeating one with the same bytes changes nothing; no conditional
-//! write is ever used. [`Store::put`] and [`Store::copy`] pass the failpoints `store.put.before`,
-//! `store.put.after`, `store.copy.before` and `store.copy.after`.
+//! write is ever used. [`Store::put`] passes the failpoints `store.put.before` and `store.put.after`.
 
 pub mod paths;
 pub mod segment;
 pub mod sweep;
+#[cfg(test)]
 pub mod testing;
 
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,11 +24,11 @@ use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, ObjectStoreScheme};
+use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme};
 use reqwest::Url;
 
 use crate::failpoint;
-use crate::types::{EventTime, FileRef, Sha256};
+use crate::types::{FileRef, Sha256};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -54,22 +54,18 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 pub enum Op {
     Put,
     Get,
-    Head,
     List,
-    Copy,
     Delete,
 }
 
 impl Op {
-    pub const ALL: [Self; 6] = [Self::Put, Self::Get, Self::Head, Self::List, Self::Copy, Self::Delete];
+    pub const ALL: [Self; 4] = [Self::Put, Self::Get, Self::List, Self::Delete];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Put => "put",
             Self::Get => "get",
-            Self::Head => "head",
             Self::List => "list",
-            Self::Copy => "copy",
             Self::Delete => "delete",
         }
     }
@@ -81,31 +77,10 @@ impl fmt::Display for Op {
     }
 }
 
-/// What the store says of an object without its bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObjectInfo {
-    /// Name relative to the store's root.
-    pub path: String,
-    pub bytes: u64,
-    pub modified_at: EventTime,
-}
-
-impl From<ObjectMeta> for ObjectInfo {
-    fn from(meta: ObjectMeta) -> Self {
-        Self {
-            path: meta.location.to_string(),
-            bytes: meta.size,
-            modified_at: EventTime(meta.last_modified.timestamp_millis()),
-        }
-    }
-}
-
 /// A handle on one store; clones share it.
 #[derive(Debug, Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
-    /// The directory of a local store.
-    directory: Option<PathBuf>,
 }
 
 impl Store {
@@ -130,9 +105,9 @@ impl Store {
         Ok(Self::new(Arc::new(PrefixStore::new(store, prefix))))
     }
 
-    /// Any `object_store` implementation: one in memory, or a wrapper such as [`testing::FaultyStore`].
+    /// Any `object_store` implementation: one in memory, or a wrapper.
     pub fn new(objects: Arc<dyn ObjectStore>) -> Self {
-        Self { objects, directory: None }
+        Self { objects }
     }
 
     /// `object_store` writes a local object to a staged file, fsyncs it, renames it and fsyncs its directory and
@@ -140,12 +115,7 @@ impl Store {
     fn open_directory(directory: &FilePath) -> std::result::Result<Self, Box<dyn std::error::Error>> {
         make_directory(directory)?;
         let local = LocalFileSystem::new_with_prefix(directory)?.with_fsync(true);
-        Ok(Self { objects: Arc::new(local), directory: Some(directory.to_owned()) })
-    }
-
-    /// The directory of a local store, for messages to people; `None` for any other.
-    pub fn directory(&self) -> Option<&FilePath> {
-        self.directory.as_deref()
+        Ok(Self::new(Arc::new(local)))
     }
 
     /// Writes the object as a whole; durable when it returns. Idempotent.
@@ -185,12 +155,6 @@ impl Store {
         })
     }
 
-    pub async fn head(&self, path: &str) -> Result<ObjectInfo> {
-        let location = parse(path)?;
-        let meta = timed(Op::Head, path, self.objects.head(&location)).await?;
-        Ok(meta.into())
-    }
-
     /// Names of all objects below `prefix`, sorted. A prefix ends at a `/`: `a/b` lists `a/b/c`, not `a/bc`.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>> {
         let location = parse(prefix)?;
@@ -208,31 +172,6 @@ impl Store {
             Err(StoreError::NotFound { .. }) => Ok(()),
             result => result,
         }
-    }
-
-    /// Copies the object inside the store, over whatever `to` is. Idempotent. A local copy is a hard link: both
-    /// names share their bytes, which nobody writes again.
-    pub async fn copy(&self, from: &str, to: &str) -> Result<()> {
-        let (source, target) = (parse(from)?, parse(to)?);
-        failpoint::reach("store.copy.before");
-        // Renaming one link of a file over another does nothing and would leave the staged name behind.
-        if !self.is_same_local_file(&source, &target) {
-            timed(Op::Copy, from, self.objects.copy(&source, &target)).await?;
-        }
-        failpoint::reach("store.copy.after");
-        Ok(())
-    }
-
-    fn is_same_local_file(&self, a: &Path, b: &Path) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        let Some(directory) = &self.directory else {
-            return false;
-        };
-        let identity = |path: &Path| {
-            let metadata = std::fs::metadata(directory.join(path.as_ref())).ok()?;
-            Some((metadata.dev(), metadata.ino()))
-        };
-        identity(a).is_some_and(|id| Some(id) == identity(b))
     }
 }
 

@@ -113,8 +113,7 @@ impl ObjectStore for FaultyStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let op = if options.head { Op::Head } else { Op::Get };
-        self.disturb(op, self.inner.get_opts(location, options)).await
+        self.disturb(Op::Get, self.inner.get_opts(location, options)).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
@@ -143,10 +142,10 @@ impl ObjectStore for FaultyStore {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.disturb(Op::Copy, self.inner.copy_opts(from, to, options)).await
+        self.inner.copy_opts(from, to, options).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.disturb(Op::Copy, self.inner.rename_opts(from, to, options)).await
+        self.inner.rename_opts(from, to, options).await
     }
 }
