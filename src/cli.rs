@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::produce::{self, CaptureTimes, ProduceSettings, ProduceSource};
 use crate::registry::{LATEST, PositionRecord, Registry, RegistryError};
 use crate::supervisor::cancel_on_signals;
-use crate::types::{EventTime, PeriodId, TopicPartition, Version};
+use crate::types::{EventTime, PeriodId, TopicPartition, Version, is_alias_name};
 
 /// The words or the configuration were wrong: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -180,6 +180,12 @@ pub async fn versions(config: &Config, action: VersionsAction) -> Result<()> {
             println!("{}", manifest.ok_or_else(|| WrongUsage(format!("{version} is not published")))?);
         }
         VersionsAction::Promote { version, alias } => {
+            if !is_alias_name(&alias) {
+                return Err(WrongUsage(format!(
+                    "--alias {alias:?}: an alias is 1 to 63 of a-z, 0-9 and -, and no version"
+                ))
+                .into());
+            }
             let version = resolve(&deployment, &version).await?;
             registry.set_alias(&alias, version).await.map_err(as_usage)?;
             println!("{alias} names {version}");

@@ -110,8 +110,8 @@ pub async fn run(config: &Config, roles: Roles) -> Result<()> {
 /// Running roles.
 pub struct Daemon {
     pub deployment: Deployment,
-    /// Where it serves, if it does.
-    pub address: Option<SocketAddr>,
+    /// Where it listens.
+    pub address: SocketAddr,
     /// Cancelled when it is to stop.
     pub stop: CancellationToken,
     outcome: JoinHandle<Outcome>,
@@ -132,10 +132,14 @@ impl Daemon {
         if roles.learn {
             start_learner(&mut supervisor, config, &deployment, extras.listener, extras.log).await?;
         }
-        let address = match roles.serve {
-            true => Some(serve::start(&mut supervisor, config, &deployment, prometheus, status).await?),
-            false => None,
-        };
+        let token = supervisor.token();
+        let upkeep = metrics::upkeep(prometheus.clone(), token);
+        supervisor.spawn("metrics", async move {
+            upkeep.await;
+            Ok(())
+        });
+        let address =
+            serve::start(&mut supervisor, config, &deployment, prometheus, (roles.serve, status)).await?;
         Ok(Self { deployment, address, stop, outcome: tokio::spawn(supervisor.run()) })
     }
 

@@ -1,4 +1,4 @@
-//! The HTTP interface of a deployment: its parts, and what makes the process ready.
+//! The HTTP interface of a process: health and metrics for every role, all of it for the role that serves.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,18 +15,25 @@ use crate::registry::Registry;
 use crate::serve::{self, Check, Embedder, Limits, Parts, Token};
 use crate::supervisor::Supervisor;
 
-/// Binds and starts to answer; returns the address.
+/// Binds and starts to answer; returns the address. `serves`: the process has the role that serves versions.
 pub async fn start(
     supervisor: &mut Supervisor,
     config: &Config,
     deployment: &Deployment,
     prometheus: PrometheusHandle,
-    ingest: Option<IngestStatus>,
+    (serves, ingest): (bool, Option<IngestStatus>),
 ) -> Result<SocketAddr> {
     let bind = &config.serve.bind;
     let listener =
         tokio::net::TcpListener::bind(bind).await.with_context(|| format!("serve.bind = {bind:?}"))?;
     let address = listener.local_addr()?;
+    let token = supervisor.token();
+    tracing::info!("listening on http://{address}");
+    if !serves {
+        let observed = serve::run_observed(listener, checks(deployment, ingest), prometheus, token);
+        supervisor.spawn("http", async move { Ok(observed.await?) });
+        return Ok(address);
+    }
     // On the CPU: the GPU is the training process's, which may need all of its memory.
     let (embedder, thread) = Embedder::start(Device::Cpu)?;
     let parts = Parts {
@@ -43,7 +50,6 @@ pub async fn start(
             max_pixels: config.ingest.max_pixels,
         },
     };
-    let token = supervisor.token();
     supervisor.spawn("http", async move {
         serve::run(listener, parts, token).await?;
         // The embedder went with the parts, so its thread is at its end.
@@ -51,7 +57,6 @@ pub async fn start(
             .await?
             .map_err(|_| anyhow::anyhow!("the thread that embeds panicked"))
     });
-    tracing::info!("listening on http://{address}");
     Ok(address)
 }
 

@@ -45,8 +45,7 @@ pub async fn show(
 async fn embed(daemon: &Daemon, chapters: &[Chapter]) -> Result<()> {
     let frame = chapters.iter().rev().find_map(|chapter| first_image(&chapter.folder));
     let frame = frame.context("there is no frame to embed")?;
-    let address = daemon.address.context("the daemon does not serve")?;
-    let url = format!("http://{address}/v1/embed?version=latest");
+    let url = format!("http://{}/v1/embed?version=latest", daemon.address);
     let bytes = tokio::fs::read(&frame).await?;
     let request = reqwest::Client::new().post(&url).header("content-type", "image/jpeg").body(bytes);
     let response = request.send().await?;
