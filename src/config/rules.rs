@@ -6,15 +6,18 @@ use super::schema::Config;
 use super::value::quoted;
 
 /// Settings of librdkafka that the program's guarantees rest on, and what to use in their place.
-const RESERVED_PROPERTIES: [(&str, &str); 8] = [
+const RESERVED_PROPERTIES: [(&str, &str); 11] = [
     ("bootstrap.servers", "kafka.brokers in its place"),
     ("metadata.broker.list", "kafka.brokers in its place"),
     ("group.id", "kafka.group in its place"),
     ("auto.offset.reset", "kafka.start in its place"),
     ("enable.auto.commit", "absent: positions live in the registry"),
     ("enable.auto.offset.store", "absent: positions live in the registry"),
+    ("enable.idempotence", "absent: dead letters are always sent with it"),
     ("enable.partition.eof", "absent: the idle timeout needs it on"),
     ("isolation.level", "absent: only committed records are read"),
+    ("partition.assignment.strategy", "absent: it is cooperative-sticky"),
+    ("topic.metadata.refresh.interval.ms", "absent: new partitions are looked for every 30 s"),
 ];
 
 /// What a rule says when it is broken.

@@ -187,6 +187,20 @@ max_forgetting_cumulative = 0.01
 }
 
 #[test]
+fn a_librdkafka_setting_that_would_be_overridden_is_refused_with_its_reason() {
+    for (property, instead) in [
+        ("enable.auto.commit", "absent: positions live in the registry"),
+        ("enable.idempotence", "absent: dead letters are always sent with it"),
+        ("partition.assignment.strategy", "absent: it is cooperative-sticky"),
+        ("topic.metadata.refresh.interval.ms", "absent: new partitions are looked for every 30 s"),
+    ] {
+        let found = mistakes(&format!("[kafka.properties]\n\"{property}\" = \"x\"\n"));
+        let expected = format!("p.toml:1: kafka.properties.{property} = \"x\", should be {instead}");
+        assert_eq!(found, [expected]);
+    }
+}
+
+#[test]
 fn a_rule_is_silent_about_a_key_that_is_wrong_by_itself() {
     assert_eq!(mistakes("[train]\nbatch = 0\n[period]\nmin_frames = 8\n").len(), 1);
 }

@@ -6,16 +6,18 @@
 //! others: telling Kafka (`run`), sweeping.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tracing::Instrument;
 
 use super::IngestError;
 use super::dead_letter::DeadLetters;
 use super::frame::Frame;
 use super::partition::Batch;
-use super::patience::{Paused, persist};
+use super::patience::{MayPass, Paused, persist};
 use super::status::{IngestStatus, Part};
 use super::window::{LatePolicy, Placement, Windows};
 use crate::failpoint;
@@ -30,6 +32,9 @@ use crate::types::{EventTime, FileRef, PeriodId, Sha256, TopicPartition};
 
 /// How often the bytes that wait for the learner are looked at while they fill their bound.
 const LEARNER_POLL: Duration = Duration::from_secs(1);
+/// How often a flush is planned anew because a period has other bounds than were planned: each time somebody
+/// must have made one meanwhile.
+const MAX_REPLANS: u32 = 5;
 
 /// How frames become periods.
 #[derive(Debug, Clone)]
@@ -62,36 +67,69 @@ pub struct Flusher {
 impl Flusher {
     /// Writes a batch. Waits for what is down; dropping the future gives the batch up, as a crash would.
     pub async fn flush(&self, batch: Batch) -> Result<Flushed, IngestError> {
+        let TopicPartition { topic, partition, .. } = &batch.partition;
+        // At the highest level, so that its fields are there whichever events are asked for.
+        let span = tracing::error_span!("flush", topic = %topic, partition);
+        let flushed = self.write_or_replan(batch).instrument(span).await;
+        let outcome = match &flushed {
+            Ok(Flushed::Committed) => "committed",
+            Ok(Flushed::Superseded) => "superseded",
+            Err(_) => "failed",
+        };
+        metrics::counter!(INGEST_FLUSHES, "outcome" => outcome).increment(1);
+        flushed
+    }
+
+    async fn write_or_replan(&self, batch: Batch) -> Result<Flushed, IngestError> {
         self.send_dead_letters(&batch).await?;
         let batch = Arc::new(batch);
-        let flushed = loop {
+        let mut replans = 0;
+        loop {
             let periods = self.periods_with_room().await?;
             let plan = Plan::new(&batch, &Windows::new(self.policy.length_ms, &periods), self.policy.late);
             match self.write(&batch, &plan).await {
                 Ok(()) => {
                     plan.count(&batch);
-                    break Flushed::Committed;
+                    return Ok(Flushed::Committed);
                 }
                 // Its frames are late now: place them again.
                 Err(IngestError::Registry(RegistryError::PeriodSealed { period })) => {
-                    tracing::info!(partition = %batch.partition, %period, "period sealed during a flush");
+                    tracing::info!(%period, "period sealed during a flush");
+                }
+                // Somebody has made a period that ends elsewhere: place them within its bounds.
+                Err(IngestError::Registry(error @ RegistryError::WrongState { .. }))
+                    if replans < MAX_REPLANS =>
+                {
+                    replans += 1;
+                    tracing::warn!(%error, replans, "the periods changed during a flush");
                 }
                 Err(IngestError::Registry(error @ RegistryError::PositionMoved { .. })) => {
-                    tracing::warn!(partition = %batch.partition, %error, "flush superseded; reading anew");
-                    break Flushed::Superseded;
+                    tracing::warn!(%error, "flush superseded; reading anew");
+                    return Ok(Flushed::Superseded);
                 }
-                Err(error) => {
-                    metrics::counter!(INGEST_FLUSHES, "outcome" => "failed").increment(1);
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A durable step, repeated while what it needs is down. Each try counts as a failure, because this is all that
+    /// monitoring sees of a store or registry that stays down.
+    async fn step<T, E: MayPass, F: Future<Output = Result<T, E>>>(
+        &self,
+        part: Part,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T, E> {
+        let counted = || {
+            let tried = call();
+            async move {
+                tried.await.inspect_err(|error| {
+                    if error.passes() {
+                        metrics::counter!(INGEST_FLUSHES, "outcome" => "failed").increment(1);
+                    }
+                })
             }
         };
-        let outcome = match flushed {
-            Flushed::Committed => "committed",
-            Flushed::Superseded => "superseded",
-        };
-        metrics::counter!(INGEST_FLUSHES, "outcome" => outcome).increment(1);
-        Ok(flushed)
+        persist(&self.status, part, counted).await
     }
 
     async fn send_dead_letters(&self, batch: &Batch) -> Result<(), IngestError> {
@@ -99,8 +137,7 @@ impl Flusher {
             return Ok(());
         }
         failpoint::reach("ingest.dead_letter.before");
-        let send = || self.dead_letters.send(&batch.dead_letters);
-        persist(&self.status, Part::DeadLetters, send).await?;
+        self.step(Part::DeadLetters, || self.dead_letters.send(&batch.dead_letters)).await?;
         failpoint::reach("ingest.dead_letter.after");
         Ok(())
     }
@@ -108,17 +145,16 @@ impl Flusher {
     /// The periods, once the frames that wait for the learner are within their bound. Waiting here can't stop
     /// the learner: what it waits for is sealed already.
     async fn periods_with_room(&self) -> Result<Vec<PeriodRecord>, IngestError> {
-        let mut paused = None;
+        let mut paused: Option<Paused> = None;
         loop {
-            let periods = persist(&self.status, Part::Registry, || self.registry.periods()).await?;
+            let periods = self.step(Part::Registry, || self.registry.periods()).await?;
             let waiting: u64 = periods.iter().filter(|p| waits(p.state)).map(|p| p.bytes).sum();
             let max = self.policy.max_waiting_bytes;
             if waiting <= max {
-                self.status.up(Part::Learner);
                 return Ok(periods);
             }
-            self.status.down(Part::Learner, &format!("{waiting} bytes wait for training, more than {max}"));
-            paused.get_or_insert_with(|| Paused::begin(&self.status));
+            let why = format!("{waiting} bytes wait for training, more than {max}");
+            paused.get_or_insert_with(|| Paused::begin(&self.status, Part::Learner)).tell(&why);
             tokio::time::sleep(LEARNER_POLL).await;
         }
     }
@@ -130,7 +166,7 @@ impl Flusher {
             let (segment, bytes) = self.encode(batch, period, indices.clone()).await?;
             failpoint::reach("ingest.flush.before_put");
             let put = || self.store.put(&segment.file.path, bytes.clone());
-            persist(&self.status, Part::Store, put).await?;
+            self.step(Part::Store, put).await?;
             failpoint::reach("ingest.flush.after_put");
             segments.push(segment);
         }
@@ -143,7 +179,7 @@ impl Flusher {
             lost: None,
         };
         failpoint::reach("ingest.flush.before_commit");
-        persist(&self.status, Part::Registry, || self.registry.commit_flush(&flush)).await?;
+        self.step(Part::Registry, || self.registry.commit_flush(&flush)).await?;
         failpoint::reach("ingest.flush.after_commit");
         Ok(())
     }
@@ -251,8 +287,10 @@ impl Plan {
         let stored = stored.map(|&i| batch.frames[i].image.len() as u64);
         metrics::counter!(INGEST_BYTES).increment(stored.sum());
         tracing::debug!(
-            partition = %batch.partition, offsets = %batch.offsets, frames = placed,
-            late = self.late, dead_letters = batch.dead_letters.len(), "flushed"
+            offsets = %batch.offsets, frames = placed, late = self.late, dead_letters = batch.dead_letters.len(), "flushed"
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,7 +49,7 @@ pub async fn persist<T, E: MayPass, F: Future<Output = Result<T, E>>>(
     mut call: impl FnMut() -> F,
 ) -> Result<T, E> {
     let mut wait = FIRST_WAIT;
-    let mut paused = None;
+    let mut paused: Option<Paused> = None;
     loop {
         let error = match call().await {
             Err(error) if error.passes() => error,
@@ -62,25 +62,53 @@ pub async fn persist<T, E: MayPass, F: Future<Output = Result<T, E>>>(
             }
         };
         tracing::warn!(%part, %error, wait_ms = wait.as_millis(), "waiting; nothing is lost");
-        status.down(part, &error);
-        paused.get_or_insert_with(|| Paused::begin(status));
+        paused.get_or_insert_with(|| Paused::begin(status, part)).tell(&error);
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
 
-/// All partitions of this process stand still as long as this lives.
-pub struct Paused;
+/// All partitions of this process stand still for one part as long as this lives. Dropping it clears the part:
+/// nobody waits for it any more, whether it came back or the wait was given up.
+pub struct Paused {
+    status: IngestStatus,
+    part: Part,
+}
 
 impl Paused {
-    pub fn begin(status: &IngestStatus) -> Self {
+    pub fn begin(status: &IngestStatus, part: Part) -> Self {
         metrics::gauge!(INGEST_PARTITIONS, "state" => "paused").set(status.assigned() as f64);
-        Self
+        Self { status: status.clone(), part }
+    }
+
+    pub fn tell(&self, why: &dyn Display) {
+        self.status.down(self.part, why);
     }
 }
 
 impl Drop for Paused {
     fn drop(&mut self) {
         metrics::gauge!(INGEST_PARTITIONS, "state" => "paused").set(0.0);
+        self.status.up(self.part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask() -> Result<(), RegistryError> {
+        Err(RegistryError::Unavailable(sqlx::Error::PoolTimedOut))
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_is_told_no_more() {
+        let status = IngestStatus::default();
+        status.up(Part::Kafka);
+        let mut wait = Box::pin(persist(&status, Part::Registry, ask));
+        assert!(futures::poll!(&mut wait).is_pending());
+        assert!(status.trouble().is_some_and(|trouble| trouble.starts_with("registry")));
+        drop(wait);
+        assert_eq!(status.trouble(), None);
     }
 }

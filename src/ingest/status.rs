@@ -32,10 +32,19 @@ impl fmt::Display for Part {
 }
 
 /// Shared between ingest and whoever answers for readiness; clones show the same.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct IngestStatus {
     troubles: Arc<Mutex<BTreeMap<Part, String>>>,
     assigned: Arc<AtomicUsize>,
+}
+
+impl Default for IngestStatus {
+    /// Not ready: Kafka counts as down until it has answered once.
+    fn default() -> Self {
+        let status = Self { troubles: Arc::default(), assigned: Arc::default() };
+        status.down(Part::Kafka, &"not joined yet");
+        status
+    }
 }
 
 impl IngestStatus {
@@ -65,5 +74,18 @@ impl IngestStatus {
 
     fn troubles(&self) -> std::sync::MutexGuard<'_, BTreeMap<Part, String>> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kafka_counts_as_down_until_it_has_answered() {
+        let status = IngestStatus::default();
+        assert_eq!(status.trouble().as_deref(), Some("kafka: not joined yet"));
+        status.clone().up(Part::Kafka);
+        assert_eq!(status.trouble(), None);
     }
 }

@@ -1,6 +1,6 @@
 //! The loop against an in-process broker, a SQLite registry and a local store.
 
-mod rig;
+pub mod rig;
 
 use std::sync::Arc;
 

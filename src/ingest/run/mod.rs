@@ -9,7 +9,7 @@
 mod assign;
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,6 +83,8 @@ struct Ingest {
     prober: JoinHandle<()>,
     places: watch::Sender<Vec<Place>>,
     topics: BTreeMap<String, TopicId>,
+    /// Topics whose partitions the registry has since this start.
+    listed: BTreeSet<String>,
     partitions: BTreeMap<Place, Partition>,
     /// Assigned to us, not read: the broker holds less than was read.
     stopped: BTreeMap<Place, TopicPartition>,
@@ -137,6 +139,7 @@ impl Ingest {
             prober,
             places,
             topics,
+            listed: BTreeSet::new(),
             partitions: BTreeMap::new(),
             stopped: BTreeMap::new(),
             last_epoch: 0,

@@ -1,7 +1,8 @@
 //! What the brokers answered: lag, new partitions, ends reached, and the stream's watermark from all of it.
 //!
 //! Invariant: a report to the registry says that everything up to the answered end is durable, and it is
-//! withdrawn when the next record comes.
+//! withdrawn when the next record comes. The stream's watermark moves only once every topic was listed: a
+//! partition that the registry has never heard of can't hold it back.
 
 use super::{Ingest, Part, persist};
 use crate::ingest::IngestError;
@@ -33,6 +34,7 @@ impl Ingest {
         if !listed.is_empty() {
             self.register(&listed).await?;
         }
+        self.listed.extend(report.partitions.into_keys());
         for (place, bounds, asked_at) in report.bounds {
             if self.stopped.contains_key(&place) {
                 self.look_at_stopped(&place, bounds).await?;
@@ -89,6 +91,17 @@ impl Ingest {
     }
 
     async fn advance_watermark(&mut self) -> Result<(), IngestError> {
+        if self.topics.keys().all(|topic| self.listed.contains(topic)) {
+            self.raise_watermark().await?;
+        }
+        let stands = persist(&self.status, Part::Registry, || self.registry.watermark()).await?;
+        if let Some(stands) = stands {
+            metrics::gauge!(INGEST_WATERMARK).set(stands.as_seconds());
+        }
+        Ok(())
+    }
+
+    async fn raise_watermark(&mut self) -> Result<(), IngestError> {
         let mut positions = persist(&self.status, Part::Registry, || self.registry.positions()).await?;
         // A topic that is not consumed any more holds nothing back.
         positions.retain(|p| self.topics.get(&p.partition.topic) == Some(&p.partition.topic_id));
@@ -100,10 +113,54 @@ impl Ingest {
             persist(&self.status, Part::Registry, advance).await?;
             self.watermark = Some(reached);
         }
-        let stands = persist(&self.status, Part::Registry, || self.registry.watermark()).await?;
-        if let Some(stands) = stands {
-            metrics::gauge!(INGEST_WATERMARK).set(stands.as_seconds());
-        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::ingest::IngestStatus;
+    use crate::ingest::tests::rig::{HOUR_MS, Rig, now};
+    use crate::registry::{Flush, Registry};
+    use crate::types::OffsetRange;
+
+    async fn vouch(rig: &Rig, topic: &str, watermark: EventTime) {
+        let id = rig.id(topic, 0).await;
+        rig.registry.register_partitions(std::slice::from_ref(&id)).await.unwrap();
+        rig.registry.start_position(&id, 0).await.unwrap();
+        let flush = Flush {
+            partition: id,
+            offsets: OffsetRange { start: 0, end: 1 },
+            watermark: Some(watermark),
+            segments: vec![],
+            periods: vec![],
+            lost: None,
+        };
+        rig.registry.commit_flush(&flush).await.unwrap();
+    }
+
+    fn listing(topic: &str) -> ProbeReport {
+        let partitions = BTreeMap::from([(topic.to_owned(), BTreeSet::from([0]))]);
+        ProbeReport { partitions, ..ProbeReport::default() }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_topic_that_was_never_listed_holds_the_watermark_back() {
+        let rig = Rig::new(&[("left", 1), ("right", 1)]).await;
+        let watermark = now().minus_ms(HOUR_MS);
+        vouch(&rig, "left", watermark).await;
+        let parts = rig.parts(IngestStatus::default());
+        let mut ingest = Ingest::start(rig.settings(), parts).await.unwrap();
+        ingest.report(listing("left")).await.unwrap();
+        assert_eq!(rig.registry.watermark().await.unwrap(), None, "nothing is known of the right");
+        ingest.report(listing("right")).await.unwrap();
+        assert_eq!(rig.registry.watermark().await.unwrap(), None, "nobody reads the right");
+        vouch(&rig, "right", watermark.plus_ms(1)).await;
+        ingest.report(ProbeReport::default()).await.unwrap();
+        assert_eq!(rig.registry.watermark().await.unwrap(), Some(watermark));
+        ingest.close().await.unwrap();
     }
 }

@@ -3,12 +3,13 @@
 //! Owns every call into its client library. Rebalances are answered late on purpose: the library's callback
 //! only notes them, the loop then looks positions up and flushes while the thread goes on polling, so neither a
 //! slow registry nor a slow store costs the membership. Assignment is cooperative: a rebalance disturbs only the
-//! partitions that move.
+//! partitions that move. A rebalance that the library refuses ends the source: it would be silent ever after.
 //!
 //! When the loop takes no more (its channel or the memory for records in flight is full), the thread pauses
-//! its partitions and polls on. Leaves to others: what a record means, where a partition starts (`run`).
+//! its partitions and polls on. Leaves to others: which start is due when (`membership`), what a
+//! record means, where a partition starts (`run`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
 use tokio::sync::{Semaphore, mpsc};
 
+use super::membership::{Change, Membership, Start, Told};
 use super::{Place, Received, SourceCommand, SourceEvent};
 use crate::failpoint;
 use crate::ingest::client_log;
@@ -96,27 +98,7 @@ pub struct KafkaSource {
 impl KafkaSource {
     /// Joins the group. Errors: a setting that the client refuses.
     pub fn start(options: &KafkaOptions) -> KafkaResult<Self> {
-        let config = options.consumer();
-        let context = GroupContext::default();
-        let consumer: BaseConsumer<GroupContext> = config.create_with_context(context)?;
-        let topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics)?;
-        let (events_in, events) = mpsc::channel(EVENTS);
-        let (commands, commands_out) = mpsc::channel(COMMANDS);
-        let poller = Poller {
-            consumer,
-            events: events_in,
-            commands: commands_out,
-            memory: Arc::new(Semaphore::new(options.max_in_flight_bytes.min(Semaphore::MAX_PERMITS))),
-            options: options.clone(),
-            rebalance: None,
-            owned: BTreeSet::new(),
-            epochs: HashMap::new(),
-            restarts: BTreeMap::new(),
-            outbox: VecDeque::new(),
-            stalled_since: None,
-            paused: None,
-        };
+        let (poller, events, commands) = Poller::new(options)?;
         let thread = std::thread::Builder::new()
             .name("kafka-poll".into())
             .spawn(move || poller.run())
@@ -132,13 +114,6 @@ impl KafkaSource {
         let thread = self.thread;
         matches!(tokio::task::spawn_blocking(move || thread.join()).await, Ok(Ok(())))
     }
-}
-
-/// A rebalance as the library told it.
-struct Told {
-    assign: bool,
-    places: Vec<Place>,
-    lost: bool,
 }
 
 /// Notes rebalances for the poll loop.
@@ -168,7 +143,10 @@ impl ConsumerContext for GroupContext {
         let assign = code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         let places = places(partitions);
         if self.closing.load(Ordering::SeqCst) {
-            answer(consumer, assign, &places, &BTreeMap::new());
+            note_refusal(match assign {
+                true => take(consumer, &BTreeMap::new()),
+                false => give_up(consumer, &places),
+            });
             return;
         }
         let lost = !assign && consumer.assignment_lost();
@@ -182,32 +160,28 @@ fn places(list: &TopicPartitionList) -> Vec<Place> {
     elements.iter().map(|e| Place { topic: e.topic().to_owned(), partition: e.partition() }).collect()
 }
 
-/// Hands the library the answer that it waits for: partitions to read with their offsets, or partitions to
-/// give up, of which those that were held were never handed over.
-fn answer<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    assign: bool,
-    places: &[Place],
-    starts: &BTreeMap<Place, i64>,
-) {
+/// Tells the library which partitions to read from where.
+fn take<C: ConsumerContext>(consumer: &BaseConsumer<C>, starts: &BTreeMap<Place, i64>) -> KafkaResult<()> {
     let mut list = TopicPartitionList::new();
-    let result = if assign {
-        for (place, offset) in starts {
-            // An offset is never negative, so it can't be refused.
-            let _ = list.add_partition_offset(&place.topic, place.partition, Offset::Offset(*offset));
-        }
-        consumer.incremental_assign(&list)
-    } else {
-        for place in places.iter().filter(|place| is_read(consumer, place)) {
-            list.add_partition(&place.topic, place.partition);
-        }
-        consumer.incremental_unassign(&list)
-    };
-    if let Err(error) = result {
-        tracing::warn!(%error, assign, "the client refused a rebalance; all partitions are given back");
-        if let Err(error) = consumer.unassign() {
-            tracing::error!(%error, "the client refuses to give partitions back");
-        }
+    for (place, offset) in starts {
+        list.add_partition_offset(&place.topic, place.partition, Offset::Offset(*offset))?;
+    }
+    consumer.incremental_assign(&list)
+}
+
+/// Tells the library which partitions to read no more; those that were held were never handed over.
+fn give_up<C: ConsumerContext>(consumer: &BaseConsumer<C>, places: &[Place]) -> KafkaResult<()> {
+    let mut list = TopicPartitionList::new();
+    for place in places.iter().filter(|place| is_read(consumer, place)) {
+        list.add_partition(&place.topic, place.partition);
+    }
+    consumer.incremental_unassign(&list)
+}
+
+/// On the way out, when nobody reads on anyway.
+fn note_refusal(answered: KafkaResult<()>) {
+    if let Err(error) = answered {
+        tracing::warn!(%error, "the client refused a rebalance while it was closing");
     }
 }
 
@@ -217,28 +191,13 @@ fn is_read<C: ConsumerContext>(consumer: &BaseConsumer<C>, place: &Place) -> boo
         .is_ok_and(|assigned| assigned.find_partition(&place.topic, place.partition).is_some())
 }
 
-/// A rebalance that waits for the loop.
-struct Rebalance {
-    told: Told,
-    /// Partitions that the loop has decided on; `None`: hold.
-    decided: BTreeMap<Place, Option<i64>>,
-    released: bool,
-    since: Instant,
-}
-
 struct Poller {
     consumer: BaseConsumer<GroupContext>,
     events: mpsc::Sender<SourceEvent>,
     commands: mpsc::Receiver<SourceCommand>,
     memory: Arc<Semaphore>,
     options: KafkaOptions,
-    /// One at a time: the library tells the next one after the answer.
-    rebalance: Option<Rebalance>,
-    /// Read or held.
-    owned: BTreeSet<Place>,
-    epochs: HashMap<Place, u64>,
-    /// Partitions to be read from another offset, once no rebalance is open.
-    restarts: BTreeMap<Place, Option<i64>>,
+    membership: Membership,
     /// What the loop has not taken yet.
     outbox: VecDeque<SourceEvent>,
     stalled_since: Option<Instant>,
@@ -247,17 +206,48 @@ struct Poller {
 }
 
 impl Poller {
+    fn new(
+        options: &KafkaOptions,
+    ) -> KafkaResult<(Self, mpsc::Receiver<SourceEvent>, mpsc::Sender<SourceCommand>)> {
+        let consumer: BaseConsumer<GroupContext> =
+            options.consumer().create_with_context(GroupContext::default())?;
+        let topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics)?;
+        let (events_in, events) = mpsc::channel(EVENTS);
+        let (commands, commands_out) = mpsc::channel(COMMANDS);
+        let poller = Self {
+            consumer,
+            events: events_in,
+            commands: commands_out,
+            memory: Arc::new(Semaphore::new(options.max_in_flight_bytes.min(Semaphore::MAX_PERMITS))),
+            options: options.clone(),
+            membership: Membership::default(),
+            outbox: VecDeque::new(),
+            stalled_since: None,
+            paused: None,
+        };
+        Ok((poller, events, commands))
+    }
+
     fn run(mut self) {
-        while self.obey() && self.deliver() {
-            self.next_rebalance();
-            self.answer_rebalance();
-            self.restart();
-            match self.backpressure() {
-                Some(wait) => self.poll(wait),
-                None => std::thread::sleep(RETRY),
-            }
-        }
+        while self.step() {}
         self.close();
+    }
+
+    /// One round of all there is to do; `false`: end.
+    fn step(&mut self) -> bool {
+        if !self.obey() || !self.deliver() {
+            return false;
+        }
+        self.next_rebalance();
+        while let Some(change) = self.membership.next_change(Instant::now(), self.options.revoke_timeout) {
+            self.carry_out(change);
+        }
+        match self.backpressure() {
+            Some(wait) => self.poll(wait),
+            None => std::thread::sleep(RETRY),
+        }
+        true
     }
 
     /// Takes every command; `false`: end.
@@ -270,34 +260,14 @@ impl Poller {
             };
             match command {
                 SourceCommand::Close => return false,
-                SourceCommand::Start { place, offset, epoch } => self.decide(place, Some((offset, epoch))),
-                SourceCommand::Hold { place } => self.decide(place, None),
-                SourceCommand::Released => {
-                    if let Some(rebalance) = &mut self.rebalance {
-                        rebalance.released = true;
-                    }
+                SourceCommand::Start { place, offset, epoch } => {
+                    self.membership.decide(place, Some(Start { offset, epoch }));
                 }
+                SourceCommand::Hold { place } => self.membership.decide(place, None),
+                SourceCommand::Released => self.membership.released(),
                 SourceCommand::Commit { place, offset } => self.commit(&place, offset),
             }
         }
-    }
-
-    fn decide(&mut self, place: Place, start: Option<(i64, u64)>) {
-        let offset = start.map(|(offset, _)| offset);
-        match &mut self.rebalance {
-            Some(open) if open.told.assign && open.told.places.contains(&place) => {
-                open.decided.insert(place.clone(), offset);
-            }
-            // Given back since the loop decided.
-            _ if !self.owned.contains(&place) => return,
-            _ => {
-                self.restarts.insert(place.clone(), offset);
-            }
-        }
-        match start {
-            Some((_, epoch)) => self.epochs.insert(place, epoch),
-            None => self.epochs.remove(&place),
-        };
     }
 
     fn commit(&self, place: &Place, offset: i64) {
@@ -313,7 +283,7 @@ impl Poller {
     }
 
     fn next_rebalance(&mut self) {
-        if self.rebalance.is_some() {
+        if self.membership.is_rebalancing() {
             return;
         }
         let mut queue = self.consumer.context().told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -325,47 +295,37 @@ impl Poller {
         } else {
             SourceEvent::Revoked { places, lost: told.lost }
         });
-        let since = Instant::now();
-        self.rebalance = Some(Rebalance { told, decided: BTreeMap::new(), released: false, since });
+        self.membership.open(told, Instant::now());
     }
 
-    fn answer_rebalance(&mut self) {
-        let Some(open) = &self.rebalance else { return };
-        let complete = if open.told.assign {
-            open.decided.len() == open.told.places.len()
-        } else {
-            open.released || open.since.elapsed() >= self.options.revoke_timeout
+    /// Tells the library. A restart gives partitions up and takes them again at their new offset: unlike a seek
+    /// this also works when the library stopped reading because the old offset was out of range.
+    fn carry_out(&mut self, change: Change) {
+        // The library keeps a pause over all of this. Where the loop still takes no more, the next round pauses
+        // what is read by then, new partitions included.
+        self.resume();
+        let consumer = &self.consumer;
+        let answered = match change {
+            Change::Assign(starts) => take(consumer, &starts),
+            Change::Unassign(places) => give_up(consumer, &places),
+            Change::Restart { places, starts } => {
+                give_up(consumer, &places).and_then(|()| take(consumer, &starts))
+            }
         };
-        if !complete {
-            return;
+        let Err(error) = answered else { return };
+        tracing::error!(%error, "the client refused a rebalance; all partitions are given back");
+        if let Err(error) = consumer.unassign() {
+            tracing::error!(%error, "the client refuses to give partitions back");
         }
-        let Some(open) = self.rebalance.take() else { return };
-        let starts = open.decided.into_iter().filter_map(|(place, start)| Some((place, start?)));
-        answer(&self.consumer, open.told.assign, &open.told.places, &starts.collect());
-        if open.told.assign {
-            self.owned.extend(open.told.places);
-            return;
-        }
-        for place in &open.told.places {
-            self.owned.remove(place);
-            self.epochs.remove(place);
-            self.restarts.remove(place);
-        }
+        self.outbox.push_back(SourceEvent::Failed(error));
     }
 
-    /// Gives partitions up and takes them again at their new offset: unlike a seek this also works when the
-    /// library stopped reading because the old offset was out of range.
-    fn restart(&mut self) {
-        if self.rebalance.is_some() || self.restarts.is_empty() {
-            return;
+    fn resume(&mut self) {
+        if let Some(list) = self.paused.take()
+            && let Err(error) = self.consumer.resume(&list)
+        {
+            tracing::error!(%error, "the client refuses to resume partitions");
         }
-        let restarts = std::mem::take(&mut self.restarts);
-        let places: Vec<Place> = restarts.keys().cloned().collect();
-        answer(&self.consumer, false, &places, &BTreeMap::new());
-        let starts = restarts.into_iter().filter_map(|(place, start)| Some((place, start?)));
-        answer(&self.consumer, true, &[], &starts.collect());
-        // What was paused is read anew.
-        self.paused = None;
     }
 
     /// Hands on what the loop takes; `false`: the loop is gone.
@@ -406,11 +366,7 @@ impl Poller {
     fn backpressure(&mut self) -> Option<Duration> {
         if self.outbox.is_empty() {
             self.stalled_since = None;
-            if let Some(list) = self.paused.take()
-                && let Err(error) = self.consumer.resume(&list)
-            {
-                tracing::error!(%error, "the client refuses to resume partitions");
-            }
+            self.resume();
             return Some(POLL);
         }
         let since = *self.stalled_since.get_or_insert_with(Instant::now);
@@ -435,8 +391,7 @@ impl Poller {
             None => return,
             Some(Ok(message)) => {
                 let place = Place { topic: message.topic().to_owned(), partition: message.partition() };
-                // Without an epoch: read before a revocation or a hold.
-                let Some(&epoch) = self.epochs.get(&place) else { return };
+                let Some(epoch) = self.membership.epoch(&place) else { return };
                 let record = detach(&message, self.options.max_record_bytes);
                 SourceEvent::Record(Received { record, epoch, memory: None })
             }
@@ -455,8 +410,11 @@ impl Poller {
         let context = self.consumer.context();
         context.closing.store(true, Ordering::SeqCst);
         let told = std::mem::take(&mut *context.told.lock().unwrap_or_else(PoisonError::into_inner));
-        for told in self.rebalance.map(|open| open.told).into_iter().chain(told) {
-            answer(&self.consumer, told.assign, &told.places, &BTreeMap::new());
+        for told in self.membership.unanswered().into_iter().chain(told) {
+            note_refusal(match told.assign {
+                true => take(&self.consumer, &BTreeMap::new()),
+                false => give_up(&self.consumer, &told.places),
+            });
         }
     }
 }
@@ -482,3 +440,6 @@ fn detach(message: &BorrowedMessage<'_>, max_record_bytes: usize) -> Record {
         value,
     }
 }
+
+#[cfg(test)]
+mod tests;

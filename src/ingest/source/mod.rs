@@ -7,6 +7,7 @@
 //! has released it or the time for that is over.
 
 pub mod kafka;
+mod membership;
 
 use std::fmt;
 

@@ -81,7 +81,7 @@ pub struct Rig {
     producer: FutureProducer,
     pub registry: Arc<SqliteRegistry>,
     pub faults: Arc<FaultyStore>,
-    store: Arc<Store>,
+    pub store: Arc<Store>,
     topics: Vec<String>,
     _directory: tempfile::TempDir,
 }
@@ -135,7 +135,7 @@ impl Rig {
         ])
     }
 
-    fn settings(&self) -> IngestSettings {
+    pub fn settings(&self) -> IngestSettings {
         IngestSettings {
             pipeline: "main".into(),
             kafka: KafkaSettings {
@@ -172,14 +172,13 @@ impl Rig {
         let mut settings = self.settings();
         change(&mut settings);
         let (cancel, status) = (CancellationToken::new(), IngestStatus::default());
-        let parts = IngestParts {
-            registry: self.registry.clone(),
-            store: self.store.clone(),
-            clock: Arc::new(now),
-            status: status.clone(),
-        };
-        let work = run(settings, parts, cancel.clone());
+        let work = run(settings, self.parts(status.clone()), cancel.clone());
         Run { status, cancel, task: tokio::spawn(work) }
+    }
+
+    pub fn parts(&self, status: IngestStatus) -> IngestParts {
+        let (registry, store) = (self.registry.clone(), self.store.clone());
+        IngestParts { registry, store, clock: Arc::new(now), status }
     }
 
     /// Returns the record's offset.
