@@ -9,7 +9,7 @@ use std::io::Cursor;
 use candle_core::{Device, Tensor};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::ImageReader;
+use image::{ImageReader, Limits};
 
 use super::{Encoder, Mode, ModelError};
 
@@ -51,6 +51,10 @@ pub struct Crop {
     pub height: u32,
 }
 
+/// Decoders need room for a frame at 16 bit RGBA and about as much again while they work. Not less than ingest
+/// grants them: what it accepted must decode here too.
+const MAX_BYTES_PER_PIXEL: u64 = 16;
+
 /// Decodes JPEG, PNG or WebP. The size is read from the header and compared with `max_pixels` before any pixel
 /// is decoded. Grey becomes three equal channels; transparency and EXIF orientation are ignored.
 pub fn decode_rgb(bytes: &[u8], max_pixels: u64) -> Result<RgbFrame, PreprocessError> {
@@ -63,7 +67,11 @@ pub fn decode_rgb(bytes: &[u8], max_pixels: u64) -> Result<RgbFrame, PreprocessE
     if u64::from(width) * u64::from(height) > max_pixels {
         return Err(PreprocessError::TooLarge { width, height, max_pixels });
     }
-    let pixels = reader()?.decode()?.into_rgb8().into_raw();
+    let mut reader = reader()?;
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL));
+    reader.limits(limits);
+    let pixels = reader.decode()?.into_rgb8().into_raw();
     Ok(RgbFrame { width, height, pixels })
 }
 
