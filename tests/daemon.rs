@@ -9,18 +9,19 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 const MIB: usize = 1 << 20;
 
-/// A PNG whose header claims 30,000 x 30,000 pixels, with a right checksum, and no pixels behind it.
+/// A PNG whose header claims 30,000 x 30,000 pixels, with right checksums, and next to nothing behind it.
 fn huge_png() -> Vec<u8> {
-    let mut header = vec![];
-    header.extend(b"IHDR");
-    header.extend(30_000_u32.to_be_bytes());
-    header.extend(30_000_u32.to_be_bytes());
-    header.extend([8, 2, 0, 0, 0]);
-    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
-    bytes.extend(13_u32.to_be_bytes());
-    bytes.extend(&header);
-    bytes.extend(crc32(&header).to_be_bytes());
-    bytes
+    let side = 30_000_u32.to_be_bytes();
+    let header = [&side[..], &side[..], &[8, 2, 0, 0, 0]].concat();
+    let chunks =
+        [chunk(b"IHDR", &header), chunk(b"IDAT", &[0x78, 0x9c, 3, 0, 0, 0, 0, 1]), chunk(b"IEND", &[])];
+    [b"\x89PNG\r\n\x1a\n".to_vec(), chunks.concat()].concat()
+}
+
+fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let named = [&kind[..], data].concat();
+    let length = (data.len() as u32).to_be_bytes();
+    [&length[..], &named, &crc32(&named).to_be_bytes()].concat()
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
