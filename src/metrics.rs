@@ -20,7 +20,8 @@ pub const INGEST_WATERMARK: &str = "palimpsest_ingest_watermark_timestamp_second
 pub const INGEST_LOST: &str = "palimpsest_ingest_lost_records_total";
 /// Partitions by `state`: `assigned`, `paused`, `stopped`.
 pub const INGEST_PARTITIONS: &str = "palimpsest_ingest_partitions";
-/// Flushes by `outcome`: `committed`, `superseded` (another consumer moved the position), `failed`.
+/// Flushes by `outcome`: `committed`, `superseded` (another consumer moved the position); and each try of a durable
+/// step that `failed`, of which one flush may have many.
 pub const INGEST_FLUSHES: &str = "palimpsest_ingest_flushes_total";
 /// Bytes of frames in memory, not yet in the store.
 pub const INGEST_BUFFERED: &str = "palimpsest_ingest_buffered_bytes";
@@ -149,7 +150,11 @@ static CATALOG: &[Metric] = &[
         "Partitions of this process by state.",
         Some(&[("state", &["assigned", "paused", "stopped"])]),
     ),
-    counter(INGEST_FLUSHES, "Flushes by outcome.", &[("outcome", &["committed", "superseded", "failed"])]),
+    counter(
+        INGEST_FLUSHES,
+        "Flushes by outcome; failed counts tries.",
+        &[("outcome", &["committed", "superseded", "failed"])],
+    ),
     gauge(INGEST_BUFFERED, "Bytes of frames in memory and not yet in the store.", Some(&[])),
     gauge(PERIOD_FRAMES, "Frames by the state of their period.", Some(STATES)),
     gauge(PERIODS, "Periods by state.", Some(STATES)),

@@ -329,3 +329,38 @@ async fn an_operator_closes_promotes_and_rolls_back() {
     assert!(run(&["positions", "list"]).contains("frames"));
     assert!(run(&["config", "show"]).contains("resnet_small"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_candidate_gets_no_number_and_can_be_tried_again() {
+    let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
+    frames_of(0, 8, 12).iter().for_each(|record| broker.send("frames", 0, record));
+    broker.send("frames", 0, &Record::watermark(START.plus_ms(PERIOD_MS + LATENESS_MS)));
+    let site = Site::new(&broker.address(), "refused", &[("gate.min_effective_rank", "4096.0")]);
+    let registry = site.registry("refused").await;
+    let mut daemon = site.daemon(None);
+    let in_state = |state| {
+        move |periods: &[palimpsest::registry::PeriodRecord]| {
+            periods.first().is_some_and(|p| p.state == state)
+        }
+    };
+    let periods = site.until_periods(registry.as_ref(), "the refusal", in_state(PeriodState::Rejected)).await;
+    assert!(periods[0].reason.as_ref().unwrap().contains("collapsed"), "{periods:?}");
+    assert!(registry.versions().await.unwrap().is_empty());
+    let address = site.address().await;
+    assert_eq!(get(&address, "/v1/versions/latest").await.status(), 404);
+    let metrics = scrape(&site).await;
+    assert_eq!(sample(&metrics, "palimpsest_gate_verdicts_total", r#"reason="collapsed""#), 1.0);
+    daemon.terminate();
+    assert!(daemon.ended(&site).await.success());
+
+    let file = site.path("palimpsest.toml");
+    let text = std::fs::read_to_string(&file).unwrap().replace("4096.0", "1.0");
+    std::fs::write(&file, text).unwrap();
+    assert!(site.command(&["periods", "retry", &period(0).to_string()]).status().unwrap().success());
+    let mut daemon = site.daemon(None);
+    let periods =
+        site.until_periods(registry.as_ref(), "the version", in_state(PeriodState::Published)).await;
+    assert_eq!((periods[0].retries, periods[0].attempt), (1, 2));
+    daemon.terminate();
+    assert!(daemon.ended(&site).await.success());
+}

@@ -156,7 +156,8 @@ impl<'a> Session<'a> {
         let world = World { periods: registry.periods().await?, watermark: registry.watermark().await? };
         report::periods(&world.periods);
         for (index, record) in world.periods.iter().enumerate() {
-            if matches!(record.state, PeriodState::Merged | PeriodState::Expired) {
+            let is_done = matches!(record.state, PeriodState::Merged | PeriodState::Expired);
+            if is_done || (!is_learning(record.state) && self.is_backing_off(record.id)) {
                 continue;
             }
             let span = tracing::info_span!("period", period = %record.id);
@@ -173,14 +174,18 @@ impl<'a> Session<'a> {
         Ok(false)
     }
 
-    /// A failure of the learner's own counts like one of the training process, where there is an attempt.
+    /// A failure of the learner's own counts like one of the training process, where there is an attempt; in any
+    /// case it isn't tried again at once.
     async fn count(&mut self, record: &PeriodRecord, error: &LearnError) -> Result<(), LearnError> {
-        match record.state {
-            PeriodState::Training | PeriodState::Evaluating if record.attempt > 0 => {
-                self.failed(record.id, record.attempt, &error.to_string()).await
-            }
-            _ => Ok(()),
+        if is_learning(record.state) && record.attempt > 0 {
+            return self.failed(record.id, record.attempt, &error.to_string()).await;
         }
+        self.retry_at.insert(record.id, Instant::now() + FIRST_BACKOFF);
+        Ok(())
+    }
+
+    fn is_backing_off(&self, period: PeriodId) -> bool {
+        self.retry_at.get(&period).is_some_and(|at| Instant::now() < *at)
     }
 
     /// One period's next step; false if it is a wait.
@@ -203,16 +208,17 @@ impl<'a> Session<'a> {
         let Controller { registry, settings, clock, .. } = self.controller;
         let record = &world.periods[index];
         let (earlier, later) = (&world.periods[..index], &world.periods[index + 1..]);
-        let learning = matches!(record.state, PeriodState::Training | PeriodState::Evaluating);
         let attempt = match record.attempt {
-            number if number > 0 && learning => Some(registry.attempt(record.id, number).await?),
+            number if number > 0 && is_learning(record.state) => {
+                Some(registry.attempt(record.id, number).await?)
+            }
             _ => None,
         };
         let child = match &self.running {
             Some(running) if running.period == record.id => running.phase,
             _ => Child::None,
         };
-        let backing_off = self.retry_at.get(&record.id).is_some_and(|at| Instant::now() < *at);
+        let backing_off = self.is_backing_off(record.id);
         let judged = match &attempt {
             // A period that is to be given up must not stumble over the outcome that it is given up for.
             Some(attempt)
@@ -300,9 +306,12 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn settle(&self, period: PeriodId, state: PeriodState, reason: &str) -> Result<(), LearnError> {
+    /// An operator's retry of it starts at once.
+    async fn settle(&mut self, period: PeriodId, state: PeriodState, reason: &str) -> Result<(), LearnError> {
         let Controller { registry, clock, .. } = self.controller;
-        Ok(registry.settle_unpublished(&self.lease, period, state, reason, clock()).await?)
+        registry.settle_unpublished(&self.lease, period, state, reason, clock()).await?;
+        self.retry_at.remove(&period);
+        Ok(())
     }
 
     async fn seal(&self, record: &PeriodRecord, watermark: Option<EventTime>) -> Result<(), LearnError> {
@@ -401,8 +410,12 @@ async fn next_event(running: &mut Option<Running>) -> std::io::Result<ChildEvent
     }
 }
 
+fn is_learning(state: PeriodState) -> bool {
+    matches!(state, PeriodState::Training | PeriodState::Evaluating)
+}
+
 fn is_unsettled(state: PeriodState) -> bool {
-    matches!(state, PeriodState::Sealed | PeriodState::Training | PeriodState::Evaluating)
+    state == PeriodState::Sealed || is_learning(state)
 }
 
 fn gate_of(verdict: &Verdict) -> Gate {
