@@ -209,7 +209,10 @@ async fn start_learner(
         other => other?,
     };
     let cancel = supervisor.token();
-    supervisor.spawn("learner", async move { Ok(controller.run(cancel).await?) });
+    supervisor.spawn("learner", async move {
+        controller.run(cancel).await;
+        Ok(())
+    });
     Ok(())
 }
 

@@ -106,7 +106,7 @@ impl LearnError {
 impl Controller {
     /// Waits for the lease, learns while it is held, until `cancel`; then lets the training process write a
     /// checkpoint, frees the lease and returns.
-    pub async fn run(&self, cancel: CancellationToken) -> Result<(), LearnError> {
+    pub async fn run(&self, cancel: CancellationToken) {
         metrics::gauge!(crate::metrics::LEASE_HELD).set(0.0);
         while !cancel.is_cancelled() {
             match self.acquire().await {
@@ -119,7 +119,6 @@ impl Controller {
                 () = tokio::time::sleep(ASK_EVERY) => {}
             }
         }
-        Ok(())
     }
 
     async fn acquire(&self) -> Result<Option<Lease>, RegistryError> {
