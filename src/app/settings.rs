@@ -15,7 +15,7 @@ use crate::period::child::Program;
 use crate::period::controller::LearnSettings;
 use crate::period::decide::Policy;
 use crate::period::job::JobSettings;
-use crate::train::spec::{Augmentation, Method, ModelSpec, Optimisation, ProbeSpec};
+use crate::train::spec::{Augmentation, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec};
 use crate::types::FileRef;
 
 /// Settings of the learner. `init`: the object that `model.init` was copied to.
@@ -49,7 +49,7 @@ fn drain_of_child(drain: Duration) -> Duration {
 }
 
 fn job(config: &Config, init: Option<FileRef>) -> JobSettings {
-    let config::Train { device, threads, checkpoint_steps, seed, first_steps, .. } = config.train;
+    let config::Train { device, precision, threads, checkpoint_steps, seed, first_steps, .. } = config.train;
     JobSettings {
         pipeline: config.pipeline.name.clone(),
         seed,
@@ -70,6 +70,11 @@ fn job(config: &Config, init: Option<FileRef>) -> JobSettings {
         },
         probe_keep: config.probe.keep,
         device: device.to_string(),
+        precision: match precision {
+            config::Precision::Auto => PrecisionChoice::Auto,
+            config::Precision::F32 => PrecisionChoice::F32,
+            config::Precision::Bf16 => PrecisionChoice::Bf16,
+        },
         threads: if threads == 0 { cores() } else { threads },
         checkpoint_steps,
     }

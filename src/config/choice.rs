@@ -51,6 +51,13 @@ choices! {
     Architecture { VitTiny = "vit_tiny", Resnet18 = "resnet18", ResnetSmall = "resnet_small", }
     /// What holds the student to its teacher.
     Method { Lwf = "lwf", Cassle = "cassle", Finetune = "finetune", }
+    /// What the products of training are computed in.
+    Precision {
+        /// bf16 where the device multiplies it faster, else f32.
+        Auto = "auto",
+        F32 = "f32",
+        Bf16 = "bf16",
+    }
     /// The form of the log.
     LogFormat {
         /// Text on a terminal, JSON lines otherwise.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::choice::{Architecture, Device, IdleMode, KafkaStart, Late, LogFormat, Method};
+use super::choice::{Architecture, Device, IdleMode, KafkaStart, Late, LogFormat, Method, Precision};
 use super::limit::{
     Limit, above, any, below, each_within, host_port, kafka_name, listen_address, log_filter, name,
     range_within, registry_url, some_of, store_url, token, unset_or, within,
@@ -299,6 +299,9 @@ schema! {
         seed: u64 = 0, within(0, i64::MAX as u64);
         /// "auto": the first CUDA device if the program was built for it and there is one, else the CPU.
         device: Device = Device::Auto, any();
+        /// Matrix products of training: "f32", "bf16" (operands rounded to it, sums, norms, losses and weights f32), or "auto": bf16 on
+        /// a CPU with AVX512-BF16, where it takes about half the time, else f32. Evaluation and serving are f32 always.
+        precision: Precision = Precision::Auto, any();
         /// Threads of the training process; 0: one for each core. A resume is exact only with the same number.
         threads: usize = 0, within(0, 1024);
         /// A checkpoint every so many steps: what a crash costs at most.

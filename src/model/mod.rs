@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use heads::{HeadSpec, Predictor, Projector};
 pub use init::{Init, ParameterKind, ParameterSpec};
+pub use ops::{Precision, has_bf16_instructions};
 pub use weights::{Trainability, Weights};
 
 /// Which network, by the name used in configuration, job files and manifests.
@@ -162,15 +163,19 @@ pub trait Encoder: Send + Sync {
     fn feature_dim(&self) -> usize;
 }
 
-/// An encoder that reads its parameters out of `weights` (and sees later updates of them).
+/// An encoder that reads its parameters out of `weights` (and sees later updates of them), with products in `precision`.
 ///
 /// # Errors
 /// `InvalidSpec`, or the name of the tensor that is missing or of another shape.
-pub fn build(spec: &EncoderSpec, weights: &Weights) -> Result<Box<dyn Encoder>, ModelError> {
+pub fn build(
+    spec: &EncoderSpec,
+    weights: &Weights,
+    precision: Precision,
+) -> Result<Box<dyn Encoder>, ModelError> {
     spec.validate()?;
     Ok(match spec.plan() {
-        Plan::ResNet(plan) => Box::new(plan.build(weights)?),
-        Plan::VisionTransformer(plan) => Box::new(plan.build(weights)?),
+        Plan::ResNet(plan) => Box::new(plan.build(weights, precision)?),
+        Plan::VisionTransformer(plan) => Box::new(plan.build(weights, precision)?),
     })
 }
 

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::init::{Init, ParameterSpec};
 use super::layers::{BatchNorm, Conv};
-use super::ops::{Activation, Window, add_relu, max_pool2d};
+use super::ops::{Activation, Precision, Window, add_relu, max_pool2d};
 use super::weights::Weights;
 use super::{Encoder, Mode, ModelError, check_images};
 
@@ -127,7 +127,7 @@ impl Plan {
         specs
     }
 
-    pub(super) fn build(&self, weights: &Weights) -> Result<ResNet, ModelError> {
+    pub(super) fn build(&self, weights: &Weights, _precision: Precision) -> Result<ResNet, ModelError> {
         let blocks = self.blocks();
         Ok(ResNet {
             image_size: self.image_size,

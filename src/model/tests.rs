@@ -104,7 +104,7 @@ mod golden {
     #[test]
     fn vit_tiny_computes_what_timm_computes() {
         let spec = spec(Architecture::VitTiny, 64, 16);
-        let encoder = build(&spec, &filled(&spec)).unwrap();
+        let encoder = build(&spec, &filled(&spec), Precision::F32).unwrap();
         let output = encoder.forward(&images(2, 64), Mode::Eval).unwrap();
         assert_row_ends(&output, &expected()["vit_tiny_image64_patch16_batch2"]);
     }
@@ -113,7 +113,7 @@ mod golden {
     fn resnet18_computes_what_torchvision_computes() {
         let spec = spec(Architecture::Resnet18, 64, 0);
         let weights = filled(&spec);
-        let encoder = build(&spec, &weights).unwrap();
+        let encoder = build(&spec, &weights, Precision::F32).unwrap();
         let expected = expected();
         let output = encoder.forward(&images(4, 64), Mode::Train).unwrap();
         assert_row_ends(&output, &expected["resnet18_image64_batch4_train"]);
@@ -188,7 +188,7 @@ mod gradients {
     fn assert_encoder(architecture: Architecture, batch: usize, mode: Mode) {
         let spec = small(architecture);
         let weights = initialised(&spec).to_f64();
-        let encoder = build(&spec, &weights).unwrap();
+        let encoder = build(&spec, &weights, Precision::F32).unwrap();
         let images = random((batch, 3, spec.image_size, spec.image_size), 9);
         assert_every_parameter(&weights, || encoder.forward(&images, mode).unwrap(), &[]);
     }
@@ -235,7 +235,7 @@ fn training_pass(spec: &EncoderSpec, batch: usize, threads: usize) -> Vec<(Strin
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
         let weights = initialised(spec);
-        let encoder = build(spec, &weights).unwrap();
+        let encoder = build(spec, &weights, Precision::F32).unwrap();
         let output = encoder.forward(&f32_images(batch, spec.image_size), Mode::Train).unwrap();
         let grads = weighted_sum(&output).backward().unwrap();
         let mut all = vec![("output".to_owned(), bits(&output))];
@@ -267,7 +267,7 @@ fn threads_change_no_bit_of_outputs_gradients_and_statistics() {
 fn a_teacher_records_no_graph() {
     for architecture in Architecture::ALL {
         let spec = small(architecture);
-        let teacher = build(&spec, &frozen(&spec, &initialised(&spec))).unwrap();
+        let teacher = build(&spec, &frozen(&spec, &initialised(&spec)), Precision::F32).unwrap();
         let output = teacher.forward(&f32_images(2, spec.image_size), Mode::Eval).unwrap();
         assert!(!output.track_op(), "{architecture}");
         assert_eq!(output.dims(), [2, teacher.feature_dim()]);
@@ -280,8 +280,10 @@ fn no_gradient_reaches_a_teacher_through_a_shared_loss() {
     let spec = small(Architecture::ResnetSmall);
     let (student_weights, images) = (initialised(&spec), f32_images(3, spec.image_size));
     let teacher_weights = frozen(&spec, &student_weights);
-    let student = build(&spec, &student_weights).unwrap().forward(&images, Mode::Train).unwrap();
-    let teacher = build(&spec, &teacher_weights).unwrap().forward(&images, Mode::Eval).unwrap();
+    let student =
+        build(&spec, &student_weights, Precision::F32).unwrap().forward(&images, Mode::Train).unwrap();
+    let teacher =
+        build(&spec, &teacher_weights, Precision::F32).unwrap().forward(&images, Mode::Eval).unwrap();
     let grads = (student * teacher).unwrap().sum_all().unwrap().backward().unwrap();
     for (name, tensor) in teacher_weights.iter() {
         assert!(grads.get(tensor).is_none(), "{name}");
@@ -291,7 +293,7 @@ fn no_gradient_reaches_a_teacher_through_a_shared_loss() {
 #[test]
 fn a_teacher_in_training_mode_is_refused() {
     let spec = small(Architecture::ResnetSmall);
-    let teacher = build(&spec, &frozen(&spec, &initialised(&spec))).unwrap();
+    let teacher = build(&spec, &frozen(&spec, &initialised(&spec)), Precision::F32).unwrap();
     let error = teacher.forward(&f32_images(2, spec.image_size), Mode::Train).unwrap_err();
     assert!(matches!(error, ModelError::FrozenStatistics { name } if name == "bn1.running_mean"));
 }
@@ -300,7 +302,7 @@ fn a_teacher_in_training_mode_is_refused() {
 fn evaluation_leaves_the_running_statistics_alone_and_training_moves_them() {
     let spec = small(Architecture::ResnetSmall);
     let weights = initialised(&spec);
-    let encoder = build(&spec, &weights).unwrap();
+    let encoder = build(&spec, &weights, Precision::F32).unwrap();
     let before = weights.to_safetensors().unwrap();
     encoder.forward(&f32_images(2, spec.image_size), Mode::Eval).unwrap();
     assert!(weights.to_safetensors().unwrap() == before);
@@ -341,7 +343,7 @@ fn one_value_a_channel_has_no_variance_to_train_on() {
 fn an_encoder_sees_what_the_optimiser_sets() {
     let spec = small(Architecture::ResnetSmall);
     let weights = initialised(&spec);
-    let encoder = build(&spec, &weights).unwrap();
+    let encoder = build(&spec, &weights, Precision::F32).unwrap();
     let images = f32_images(2, spec.image_size);
     let before = bits(&encoder.forward(&images, Mode::Eval).unwrap());
     let (_, conv1) = weights.trainable().into_iter().find(|(name, _)| name == "conv1.weight").unwrap();
@@ -374,16 +376,16 @@ fn a_wrong_specification_says_what_would_be_right() {
 #[test]
 fn weights_of_another_network_are_refused_by_name() {
     let weights = initialised(&small(Architecture::ResnetSmall));
-    let error = build(&small(Architecture::Resnet18), &weights).err().unwrap();
+    let error = build(&small(Architecture::Resnet18), &weights, Precision::F32).err().unwrap();
     assert_eq!(error.to_string(), "tensor \"conv1.weight\" has shape [24, 3, 3, 3], expected [64, 3, 7, 7]");
-    let error = build(&small(Architecture::VitTiny), &weights).err().unwrap();
+    let error = build(&small(Architecture::VitTiny), &weights, Precision::F32).err().unwrap();
     assert_eq!(error.to_string(), "tensor \"cls_token\" is missing");
 }
 
 #[test]
 fn images_of_another_size_are_refused() {
     let spec = small(Architecture::ResnetSmall);
-    let encoder = build(&spec, &initialised(&spec)).unwrap();
+    let encoder = build(&spec, &initialised(&spec), Precision::F32).unwrap();
     let error = encoder.forward(&f32_images(2, 32), Mode::Eval).unwrap_err();
     let expected = "images have shape [2, 3, 32, 32], expected [batch, 3, 16, 16] with a batch of at least 1";
     assert_eq!(error.to_string(), expected);

@@ -7,8 +7,8 @@
 use candle_core::Tensor;
 
 use super::init::{Init, ParameterSpec};
-use super::layers::{LayerNorm, Linear};
-use super::ops;
+use super::layers::LayerNorm;
+use super::ops::{self, BlockLayout, BlockParameter, BlockSpec, Precision};
 use super::weights::Weights;
 use super::{Encoder, Mode, ModelError, check_images};
 
@@ -82,10 +82,15 @@ impl Plan {
         specs
     }
 
-    pub(super) fn build(&self, weights: &Weights) -> Result<VisionTransformer, ModelError> {
-        let block = |index: usize| Block::new(weights, &format!("blocks.{index}"), self);
+    pub(super) fn build(
+        &self,
+        weights: &Weights,
+        precision: Precision,
+    ) -> Result<VisionTransformer, ModelError> {
+        let block = |index: usize| Block::new(weights, &format!("blocks.{index}"), self.width);
         Ok(VisionTransformer {
             plan: *self,
+            precision,
             cls_token: weights.get_shaped("cls_token", &[1, 1, self.width])?,
             pos_embed: weights.get_shaped("pos_embed", &[1, self.tokens(), self.width])?,
             patch_weight: weights.get_shaped("patch_embed.proj.weight", &self.patch_weight_shape())?,
@@ -111,47 +116,64 @@ fn linear_specs(name: &str, inputs: usize, outputs: usize) -> [ParameterSpec; 2]
     ]
 }
 
-/// x + attention(norm(x)), then x + mlp(norm(x)).
-struct Block {
-    norm1: LayerNorm,
-    qkv: Linear,
-    heads: usize,
-    proj: Linear,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
+/// timm's name of a block's parameter, inside the block.
+fn block_parameter_name(parameter: BlockParameter) -> &'static str {
+    match parameter {
+        BlockParameter::Norm1Weight => "norm1.weight",
+        BlockParameter::Norm1Bias => "norm1.bias",
+        BlockParameter::QkvWeight => "attn.qkv.weight",
+        BlockParameter::QkvBias => "attn.qkv.bias",
+        BlockParameter::ProjWeight => "attn.proj.weight",
+        BlockParameter::ProjBias => "attn.proj.bias",
+        BlockParameter::Norm2Weight => "norm2.weight",
+        BlockParameter::Norm2Bias => "norm2.bias",
+        BlockParameter::Fc1Weight => "mlp.fc1.weight",
+        BlockParameter::Fc1Bias => "mlp.fc1.bias",
+        BlockParameter::Fc2Weight => "mlp.fc2.weight",
+        BlockParameter::Fc2Bias => "mlp.fc2.bias",
+    }
+}
+
+/// One block's parameters, as its operation takes them.
+enum Block {
+    /// Trained: joined for each pass, so that an update is seen.
+    Moving(Vec<Tensor>),
+    /// Frozen: joined once.
+    Still(Tensor),
 }
 
 impl Block {
-    fn new(weights: &Weights, name: &str, plan: &Plan) -> Result<Self, ModelError> {
-        let width = plan.width;
-        let hidden = MLP_RATIO * width;
-        let linear =
-            |part: &str, inputs, outputs| Linear::new(weights, &format!("{name}.{part}"), inputs, outputs);
-        let norm = |part: &str| LayerNorm::new(weights, &format!("{name}.{part}"), width, LAYER_NORM_EPS);
-        Ok(Block {
-            norm1: norm("norm1")?,
-            qkv: linear("attn.qkv", width, 3 * width)?,
-            heads: plan.heads,
-            proj: linear("attn.proj", width, width)?,
-            norm2: norm("norm2")?,
-            fc1: linear("mlp.fc1", width, hidden)?,
-            fc2: linear("mlp.fc2", hidden, width)?,
+    fn new(weights: &Weights, name: &str, width: usize) -> Result<Self, ModelError> {
+        let layout = BlockLayout { width };
+        let part = |parameter| {
+            let name = format!("{name}.{}", block_parameter_name(parameter));
+            weights.get_shaped(&name, &layout.shape(parameter))
+        };
+        let parts = BlockParameter::ALL.into_iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        Ok(if parts.iter().any(Tensor::track_op) {
+            Block::Moving(parts)
+        } else {
+            Block::Still(joined(&parts)?)
         })
     }
 
-    /// [batch, tokens, width] -> the same
-    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
-        let x = (x + self.proj.forward(&ops::attention(&qkv, self.heads)?)?)?;
-        let hidden = ops::gelu(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
-        Ok((&x + self.fc2.forward(&hidden)?)?)
+    fn parameters(&self) -> Result<Tensor, ModelError> {
+        match self {
+            Block::Moving(parts) => joined(parts),
+            Block::Still(parameters) => Ok(parameters.clone()),
+        }
     }
+}
+
+fn joined(parts: &[Tensor]) -> Result<Tensor, ModelError> {
+    let flat = parts.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::cat(&flat, 0)?)
 }
 
 /// See the module's text.
 pub(super) struct VisionTransformer {
     plan: Plan,
+    precision: Precision,
     cls_token: Tensor,
     pos_embed: Tensor,
     patch_weight: Tensor,
@@ -180,8 +202,9 @@ impl Encoder for VisionTransformer {
         let patches = self.embed_patches(images)?;
         let class = self.cls_token.broadcast_as((images.dim(0)?, 1, self.plan.width))?;
         let mut x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.pos_embed)?;
+        let spec = BlockSpec { heads: self.plan.heads, norm_eps: LAYER_NORM_EPS, precision: self.precision };
         for block in &self.blocks {
-            x = block.forward(&x)?;
+            x = ops::transformer_block(&x, &block.parameters()?, spec)?;
         }
         // The norm works on each token alone: only the one that is read needs it.
         let class = x.narrow(1, 0, 1)?.squeeze(1)?;

@@ -17,8 +17,8 @@ use crate::registry::{
 };
 use crate::store::paths::Paths;
 use crate::train::spec::{
-    Augmentation, KeptEmbedding, Method, ModelSpec, Optimisation, ProbeInput, ProbeSpec, Recipe, SCHEMA,
-    SegmentInput, Teacher, TrainJob, output,
+    Augmentation, KeptEmbedding, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeInput, ProbeSpec,
+    Recipe, SCHEMA, SegmentInput, Teacher, TrainJob, output,
 };
 use crate::types::{FileRef, PeriodId, Version};
 
@@ -40,6 +40,7 @@ pub struct JobSettings {
     /// Probe sets of so many newest periods are measured, and the first period's.
     pub probe_keep: usize,
     pub device: String,
+    pub precision: PrecisionChoice,
     pub threads: usize,
     pub checkpoint_steps: u64,
 }
@@ -137,6 +138,7 @@ pub async fn build(
             .map(|s| paths.start(period.id, attempt.number, s))
             .collect(),
         device: settings.device.clone(),
+        precision: settings.precision,
         threads: settings.threads,
         checkpoint_steps: settings.checkpoint_steps,
         recipe,

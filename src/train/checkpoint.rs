@@ -7,14 +7,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 use sha2::Digest;
 
+use crate::model::Precision;
 use crate::types::Sha256;
 
+use super::device::Selected;
 use super::spec::Recipe;
 
 const SCHEMA: u32 = 1;
@@ -41,16 +43,19 @@ pub struct Identity {
     pub threads: usize,
     /// `cpu` or `cuda`.
     pub device: String,
+    /// Of the products.
+    pub precision: Precision,
 }
 
 impl Identity {
-    pub fn new(recipe: &Recipe, threads: usize, device: &Device) -> Result<Self, CheckpointError> {
+    pub fn new(recipe: &Recipe, threads: usize, selected: &Selected) -> Result<Self, CheckpointError> {
         let json = serde_json::to_vec(recipe).map_err(|e| CheckpointError::Write(e.to_string()))?;
         Ok(Self {
             recipe: Sha256::of(&json),
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             threads,
-            device: if device.is_cpu() { "cpu" } else { "cuda" }.to_owned(),
+            device: if selected.device.is_cpu() { "cpu" } else { "cuda" }.to_owned(),
+            precision: selected.precision,
         })
     }
 
@@ -60,6 +65,7 @@ impl Identity {
             ("program version", self.program_version.clone(), found.program_version.clone()),
             ("thread count", self.threads.to_string(), found.threads.to_string()),
             ("device", self.device.clone(), found.device.clone()),
+            ("precision", self.precision.to_string(), found.precision.to_string()),
         ];
         match pairs.into_iter().find(|(_, expected, found)| expected != found) {
             Some((what, expected, found)) => Err(CheckpointError::Other { what, expected, found }),
@@ -151,8 +157,8 @@ fn read_header(bytes: &[u8]) -> Result<Header, CheckpointError> {
 /// Over the cursor, the identity, and each tensor's name, type, shape and bytes.
 fn digest(step: u64, identity: &Identity, tensors: &[(String, TensorView<'_>)]) -> Sha256 {
     let mut hash = sha2::Sha256::new();
-    let Identity { recipe, program_version, threads, device } = identity;
-    hash.update(format!("{step} {recipe} {program_version:?} {threads} {device:?}\n"));
+    let Identity { recipe, program_version, threads, device, precision } = identity;
+    hash.update(format!("{step} {recipe} {program_version:?} {threads} {device:?} {precision}\n"));
     for (name, view) in tensors {
         hash.update(format!("{name:?} {:?} {:?} ", view.dtype(), view.shape()));
         hash.update(view.data());
@@ -181,6 +187,8 @@ pub fn tensors_to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>, Checkpo
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -190,6 +198,7 @@ mod tests {
             program_version: "1.2.3".into(),
             threads: 2,
             device: "cpu".into(),
+            precision: Precision::F32,
         }
     }
 
@@ -221,6 +230,7 @@ mod tests {
             ("program version", Identity { program_version: "1.2.4".into(), ..identity() }),
             ("thread count", Identity { threads: 3, ..identity() }),
             ("device", Identity { device: "cuda".into(), ..identity() }),
+            ("precision", Identity { precision: Precision::Bf16, ..identity() }),
         ];
         for (expected, other) in others {
             let error = Checkpoint::decode(&bytes, &other).unwrap_err();

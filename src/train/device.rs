@@ -1,10 +1,14 @@
-//! The device that a job's tensors live on, by the words of the configuration.
+//! The device that a job's tensors live on and the arithmetic of its products, by the words of the configuration.
 //!
 //! `auto` takes the first CUDA device, and the CPU only where there is none or the program was built without
 //! CUDA; it says which and why. A device that exists and does not work is an error, never a reason to train on
 //! the CPU for a week.
 
 use candle_core::Device;
+
+use crate::model::{Precision, has_bf16_instructions};
+
+use super::spec::PrecisionChoice;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -18,25 +22,33 @@ pub enum DeviceError {
     Broken { ordinal: usize, reason: String },
 }
 
-/// A device with what a person is told of it.
+/// What a run computes on and in, with what a person is told of it.
 #[derive(Debug, Clone)]
 pub struct Selected {
     pub device: Device,
+    /// Of the products in training.
+    pub precision: Precision,
     pub description: String,
 }
 
-impl Selected {
-    fn cpu(description: &str) -> Self {
-        Self { device: Device::Cpu, description: description.to_owned() }
-    }
+/// `name` is `auto`, `cpu` or `cuda:N`.
+pub fn select(name: &str, precision: PrecisionChoice) -> Result<Selected, DeviceError> {
+    let (device, found) = select_device(name)?;
+    let precision = match precision {
+        PrecisionChoice::F32 => Precision::F32,
+        PrecisionChoice::Bf16 => Precision::Bf16,
+        PrecisionChoice::Auto if device.is_cpu() && has_bf16_instructions() => Precision::Bf16,
+        PrecisionChoice::Auto => Precision::F32,
+    };
+    let description = format!("{found}, products in {precision}");
+    Ok(Selected { device, precision, description })
 }
 
-/// `auto`, `cpu` or `cuda:N`.
-pub fn select(name: &str) -> Result<Selected, DeviceError> {
+fn select_device(name: &str) -> Result<(Device, String), DeviceError> {
     match name {
-        "cpu" => Ok(Selected::cpu("cpu")),
-        "auto" if !cfg!(feature = "cuda") => Ok(Selected::cpu("cpu (built without cuda)")),
-        "auto" if cuda::count()? == 0 => Ok(Selected::cpu("cpu (no cuda device found)")),
+        "cpu" => Ok((Device::Cpu, "cpu".into())),
+        "auto" if !cfg!(feature = "cuda") => Ok((Device::Cpu, "cpu (built without cuda)".into())),
+        "auto" if cuda::count()? == 0 => Ok((Device::Cpu, "cpu (no cuda device found)".into())),
         "auto" => cuda_device(0),
         _ => {
             let ordinal = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
@@ -49,14 +61,14 @@ pub fn select(name: &str) -> Result<Selected, DeviceError> {
     }
 }
 
-fn cuda_device(ordinal: usize) -> Result<Selected, DeviceError> {
+fn cuda_device(ordinal: usize) -> Result<(Device, String), DeviceError> {
     let count = cuda::count()?;
     if ordinal >= count {
         return Err(DeviceError::Missing { ordinal, count });
     }
     let broken = |e: candle_core::Error| DeviceError::Broken { ordinal, reason: e.to_string() };
     let device = Device::new_cuda(ordinal).map_err(broken)?;
-    Ok(Selected { device, description: format!("cuda:{ordinal} ({})", cuda::name(ordinal)?) })
+    Ok((device, format!("cuda:{ordinal} ({})", cuda::name(ordinal)?)))
 }
 
 #[cfg(feature = "cuda")]
@@ -104,22 +116,31 @@ mod tests {
 
     #[test]
     fn the_cpu_is_always_there() {
-        let selected = select("cpu").unwrap();
+        let selected = select("cpu", PrecisionChoice::F32).unwrap();
         assert!(selected.device.is_cpu());
-        assert_eq!(selected.description, "cpu");
+        assert_eq!(selected.description, "cpu, products in f32");
+    }
+
+    #[test]
+    fn bf16_is_chosen_by_itself_only_where_the_processor_has_its_instructions() {
+        let precision = |choice| select("cpu", choice).unwrap().precision;
+        assert_eq!(precision(PrecisionChoice::Auto) == Precision::Bf16, has_bf16_instructions());
+        assert_eq!(precision(PrecisionChoice::Bf16), Precision::Bf16);
+        assert_eq!(precision(PrecisionChoice::F32), Precision::F32);
     }
 
     #[test]
     fn words_that_name_no_device_are_refused() {
         for name in ["gpu", "cuda", "cuda:", "cuda:x", "cuda:-1", "CPU", ""] {
-            assert!(matches!(select(name), Err(DeviceError::Unknown(_))), "{name}");
+            assert!(matches!(select(name, PrecisionChoice::Auto), Err(DeviceError::Unknown(_))), "{name}");
         }
     }
 
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn without_the_feature_auto_is_the_cpu_and_says_why_and_cuda_is_refused() {
-        assert_eq!(select("auto").unwrap().description, "cpu (built without cuda)");
-        assert!(matches!(select("cuda:0"), Err(DeviceError::NotBuilt(_))));
+        let selected = select("auto", PrecisionChoice::F32).unwrap();
+        assert_eq!(selected.description, "cpu (built without cuda), products in f32");
+        assert!(matches!(select("cuda:0", PrecisionChoice::F32), Err(DeviceError::NotBuilt(_))));
     }
 }

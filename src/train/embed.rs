@@ -126,10 +126,18 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::model::Precision;
     use crate::train::fixtures;
+    use crate::train::network::Compute;
 
     fn network() -> Network {
-        Network::initialise(&fixtures::model(), 1, None, &Device::Cpu).unwrap()
+        Network::initialise(
+            &fixtures::model(),
+            1,
+            None,
+            Compute { device: &Device::Cpu, precision: Precision::F32 },
+        )
+        .unwrap()
     }
 
     #[test]

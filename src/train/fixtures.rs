@@ -7,7 +7,9 @@ use crate::model::{Architecture, EncoderSpec};
 use crate::types::{EventTime, PeriodId};
 
 use super::frames::{FrameMeta, FrameSet, FrameSetWriter};
-use super::spec::{Augmentation, Method, ModelSpec, Optimisation, ProbeSpec, Recipe, SCHEMA, TrainJob};
+use super::spec::{
+    Augmentation, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Recipe, SCHEMA, TrainJob,
+};
 
 pub fn optimisation() -> Optimisation {
     Optimisation {
@@ -114,6 +116,7 @@ pub fn job() -> TrainJob {
         output_prefix: "out".into(),
         earlier_prefixes: Vec::new(),
         device: "cpu".into(),
+        precision: PrecisionChoice::F32,
         threads: 2,
         checkpoint_steps: 2,
         recipe,

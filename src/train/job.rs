@@ -7,11 +7,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
-
 use super::batches::{BatchPlan, Batches, ViewMaker};
 use super::checkpoint::{Checkpoint, Identity};
-use super::device::select;
+use super::device::{Selected, select};
 use super::error::TrainError;
 use super::frames::FrameSet;
 use super::learner::{Learner, StepReport};
@@ -63,12 +61,12 @@ pub struct Trained {
 pub fn run(job: &TrainJob, inputs: Inputs, io: &mut dyn JobIo) -> Result<Trained, TrainError> {
     let recipe = &job.recipe;
     check_inputs(recipe, &inputs)?;
-    let selected = select(&job.device)?;
-    let identity = Identity::new(recipe, job.threads, &selected.device)?;
+    let selected = select(&job.device, job.precision)?;
+    let identity = Identity::new(recipe, job.threads, &selected)?;
     let plan = BatchPlan::new(recipe.seed, &inputs.split.train, &recipe.optimisation)?;
     let steps = plan.steps();
     io.progress(loaded(&inputs.split, steps));
-    let (mut learner, first_step) = start_or_resume(recipe, &inputs, &identity, &selected.device)?;
+    let (mut learner, first_step) = start_or_resume(recipe, &inputs, &identity, &selected)?;
     if first_step > 0 {
         io.progress(Progress::Resumed { step: first_step });
     }
@@ -121,9 +119,9 @@ fn start_or_resume(
     recipe: &Recipe,
     inputs: &Inputs,
     identity: &Identity,
-    device: &Device,
+    selected: &Selected,
 ) -> Result<(Learner, u64), TrainError> {
-    let mut learner = Learner::start(recipe, inputs.teacher.as_ref(), inputs.init.as_deref(), device)?;
+    let mut learner = Learner::start(recipe, inputs.teacher.as_ref(), inputs.init.as_deref(), selected)?;
     let Some(bytes) = &inputs.checkpoint else { return Ok((learner, 0)) };
     let checkpoint = Checkpoint::decode(bytes, identity)?;
     learner.restore(recipe, &checkpoint)?;

@@ -13,9 +13,10 @@ use crate::model::{HeadSpec, Mode, ModelError, Predictor, Trainability, Weights}
 
 use super::batches::Batch;
 use super::checkpoint::{Checkpoint, tensors_to_bytes};
+use super::device::Selected;
 use super::error::TrainError;
 use super::loss::{LossTerms, distillation, ntxent};
-use super::network::{Network, NetworkBytes, PREDICTOR_SEED, prefixed};
+use super::network::{Compute, Network, NetworkBytes, PREDICTOR_SEED, prefixed};
 use super::optim::AdamW;
 use super::rng::weights_seed;
 use super::schedule::learning_rate;
@@ -48,7 +49,7 @@ pub struct Learner {
     optimiser: AdamW,
     optimisation: Optimisation,
     view_shape: (usize, usize, usize),
-    device: Device,
+    selected: Selected,
     /// What the student started from.
     initial: NetworkBytes,
 }
@@ -60,14 +61,15 @@ impl Learner {
         recipe: &Recipe,
         teacher: Option<&NetworkBytes>,
         init: Option<&[u8]>,
-        device: &Device,
+        selected: &Selected,
     ) -> Result<Self, TrainError> {
+        let compute = compute(selected);
         let student = match teacher {
-            Some(bytes) => Network::load(&recipe.model, bytes, device, Trainability::Trainable)?,
-            None => Network::initialise(&recipe.model, recipe.seed, init, device)?,
+            Some(bytes) => Network::load(&recipe.model, bytes, compute, Trainability::Trainable)?,
+            None => Network::initialise(&recipe.model, recipe.seed, init, compute)?,
         };
         let distillation = match teacher {
-            Some(bytes) => Distillation::of(recipe, bytes, device)?,
+            Some(bytes) => Distillation::of(recipe, bytes, compute)?,
             None => None,
         };
         let mut parameters = student.trainable();
@@ -82,7 +84,7 @@ impl Learner {
             distillation,
             optimisation: recipe.optimisation.clone(),
             view_shape: (3, size, size),
-            device: device.clone(),
+            selected: selected.clone(),
         })
     }
 
@@ -101,7 +103,7 @@ impl Learner {
         let step = batch.step;
         let (channels, height, width) = self.view_shape;
         let count = batch.views.len() / (channels * height * width);
-        let views = Tensor::from_vec(batch.views, (count, channels, height, width), &self.device)?;
+        let views = Tensor::from_vec(batch.views, (count, channels, height, width), &self.selected.device)?;
         let terms = self.loss(&views)?;
         let gradients = self.optimiser.gradients(&terms.total.backward()?)?;
         let (losses, squares) = read_scalars(&terms, &gradients)?;
@@ -163,11 +165,12 @@ impl Learner {
             encoder: checkpoint.section("encoder")?.to_vec(),
             projector: checkpoint.section("projector")?.to_vec(),
         };
-        self.student = Network::load(&recipe.model, &bytes, &self.device, Trainability::Trainable)?;
+        self.student =
+            Network::load(&recipe.model, &bytes, compute(&self.selected), Trainability::Trainable)?;
         let mut parameters = self.student.trainable();
         if let Some(predictor) = self.distillation.as_mut().and_then(|d| d.predictor.as_mut()) {
             let section = checkpoint.section("predictor")?;
-            *predictor = load_predictor(recipe, section, &self.device)?;
+            *predictor = load_predictor(recipe, section, &self.selected.device)?;
             parameters.extend(prefixed("predictor", &predictor.0));
         }
         self.optimiser = AdamW::new(parameters, &self.optimisation)?;
@@ -182,14 +185,16 @@ impl Learner {
 
 impl Distillation {
     /// None for a method that distils nothing, or with weight 0.
-    fn of(recipe: &Recipe, teacher: &NetworkBytes, device: &Device) -> Result<Option<Self>, TrainError> {
+    fn of(recipe: &Recipe, teacher: &NetworkBytes, compute: Compute<'_>) -> Result<Option<Self>, TrainError> {
         let (lambda, tau_d, predictor) = match recipe.method {
             Method::Finetune => return Ok(None),
             Method::Lwf { lambda, .. } | Method::Cassle { lambda, .. } if lambda == 0.0 => return Ok(None),
             Method::Lwf { lambda, tau_d } => (lambda, tau_d, None),
-            Method::Cassle { lambda, tau_d, .. } => (lambda, tau_d, Some(new_predictor(recipe, device)?)),
+            Method::Cassle { lambda, tau_d, .. } => {
+                (lambda, tau_d, Some(new_predictor(recipe, compute.device)?))
+            }
         };
-        let teacher = Network::load(&recipe.model, teacher, device, Trainability::Frozen)?;
+        let teacher = Network::load(&recipe.model, teacher, compute, Trainability::Frozen)?;
         Ok(Some(Self { teacher, predictor, lambda, tau_d }))
     }
 
@@ -202,6 +207,10 @@ impl Distillation {
         };
         Ok(loss)
     }
+}
+
+fn compute(selected: &Selected) -> Compute<'_> {
+    Compute { device: &selected.device, precision: selected.precision }
 }
 
 /// The predictor maps projections onto projections; its width is the method's.

@@ -5,7 +5,7 @@
 use candle_core::{Device, Tensor, Var};
 
 use crate::model::preprocess::Preprocessing;
-use crate::model::{Encoder, HeadSpec, Mode, ModelError, Projector, Trainability, Weights, build};
+use crate::model::{Encoder, HeadSpec, Mode, ModelError, Precision, Projector, Trainability, Weights, build};
 
 use super::rng::weights_seed;
 use super::spec::ModelSpec;
@@ -29,6 +29,13 @@ impl ModelSpec {
     }
 }
 
+/// Where a network's tensors live, and what its encoder's products are computed in.
+#[derive(Clone, Copy)]
+pub struct Compute<'a> {
+    pub device: &'a Device,
+    pub precision: Precision,
+}
+
 /// The files of a version: both in safetensors form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkBytes {
@@ -50,14 +57,15 @@ impl Network {
     pub fn load(
         spec: &ModelSpec,
         bytes: &NetworkBytes,
-        device: &Device,
+        compute: Compute<'_>,
         trainability: Trainability,
     ) -> Result<Self, ModelError> {
+        let device = compute.device;
         spec.encoder.validate()?;
         let encoder = Weights::load(&bytes.encoder, &spec.encoder.parameters(), device, trainability)?;
         let head = Projector::parameters(&spec.projector());
         let projector = Weights::load(&bytes.projector, &head, device, trainability)?;
-        Self::from_weights(spec, encoder, projector)
+        Self::from_weights(spec, encoder, projector, compute.precision)
     }
 
     /// New weights from `seed`; the encoder's from `init`, a timm or torchvision file, if there is one.
@@ -65,8 +73,9 @@ impl Network {
         spec: &ModelSpec,
         seed: u64,
         init: Option<&[u8]>,
-        device: &Device,
+        compute: Compute<'_>,
     ) -> Result<Self, ModelError> {
+        let device = compute.device;
         spec.encoder.validate()?;
         let parameters = spec.encoder.parameters();
         let encoder = match init {
@@ -75,12 +84,17 @@ impl Network {
         };
         let head = Projector::parameters(&spec.projector());
         let projector = Weights::initialise(&head, weights_seed(seed, PROJECTOR_SEED), device)?;
-        Self::from_weights(spec, encoder, projector)
+        Self::from_weights(spec, encoder, projector, compute.precision)
     }
 
-    fn from_weights(spec: &ModelSpec, encoder: Weights, projector: Weights) -> Result<Self, ModelError> {
+    fn from_weights(
+        spec: &ModelSpec,
+        encoder: Weights,
+        projector: Weights,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
         Ok(Self {
-            encoder: build(&spec.encoder, &encoder)?,
+            encoder: build(&spec.encoder, &encoder, precision)?,
             projector: Projector::build(&spec.projector(), &projector)?,
             encoder_weights: encoder,
             projector_weights: projector,

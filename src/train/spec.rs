@@ -25,11 +25,22 @@ pub struct TrainJob {
     pub earlier_prefixes: Vec<String>,
     /// `auto`, `cpu` or `cuda:N`.
     pub device: String,
+    /// What the products of training are computed in; evaluation is f32 always.
+    pub precision: PrecisionChoice,
     /// Threads for tensor operations; results are the same for equal counts.
     pub threads: usize,
     /// A checkpoint is written every so many steps.
     pub checkpoint_steps: u64,
     pub recipe: Recipe,
+}
+
+/// As configured: `auto` is bf16 where the device multiplies it faster, else f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrecisionChoice {
+    Auto,
+    F32,
+    Bf16,
 }
 
 /// What the trained weights are a function of (with program version, machine and thread count).

@@ -2,18 +2,24 @@
 //!
 //! Invariant: nothing here asks how many threads there are, so no result can depend on it.
 
+use std::f64::consts::{FRAC_1_SQRT_2, PI};
 use std::ops::Range;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-/// An element type of the kernels. Sums over many elements are taken in f64 (`wide`).
-pub(super) trait Real: WithDType {
+use super::vector;
+
+/// An element type of the kernels: what tensors hold.
+pub(super) trait Real: WithDType + Default {
     const ZERO: Self;
     fn wide(self) -> f64;
     fn narrow(value: f64) -> Self;
-    fn exp(self) -> Self;
-    fn erf(self) -> Self;
+    fn sqrt(self) -> Self;
+    /// `e^x` of x <= 0.
+    fn exp_of_negative(self) -> Self;
+    /// The standard normal distribution's cumulative probability up to x, and its density there.
+    fn normal(self) -> (Self, Self);
 }
 
 impl Real for f32 {
@@ -27,12 +33,16 @@ impl Real for f32 {
         value as f32
     }
     #[inline(always)]
-    fn exp(self) -> Self {
-        f32::exp(self)
+    fn sqrt(self) -> Self {
+        f32::sqrt(self)
     }
     #[inline(always)]
-    fn erf(self) -> Self {
-        candle_core::cpu::erf::erf_f32(self)
+    fn exp_of_negative(self) -> Self {
+        vector::exp_of_negative(self)
+    }
+    #[inline(always)]
+    fn normal(self) -> (Self, Self) {
+        vector::normal(self)
     }
 }
 
@@ -47,12 +57,17 @@ impl Real for f64 {
         value
     }
     #[inline(always)]
-    fn exp(self) -> Self {
+    fn sqrt(self) -> Self {
+        f64::sqrt(self)
+    }
+    #[inline(always)]
+    fn exp_of_negative(self) -> Self {
         f64::exp(self)
     }
     #[inline(always)]
-    fn erf(self) -> Self {
-        candle_core::cpu::erf::erf_f64(self)
+    fn normal(self) -> (Self, Self) {
+        let cumulative = 0.5 * (1.0 + candle_core::cpu::erf::erf_f64(self * FRAC_1_SQRT_2));
+        (cumulative, (self * self * -0.5).exp() / (2.0 * PI).sqrt())
     }
 }
 
@@ -128,6 +143,10 @@ pub(super) fn rows_and_width(layout: &Layout) -> Result<(usize, usize)> {
     Ok((leading.iter().product(), width))
 }
 
+/// Elements of one part where the work on each is little: large enough to outweigh its start, small enough to stay in the
+/// second-level cache.
+pub(super) const ELEMENTS_PER_PART: usize = 16 * 1024;
+
 /// Rows of one part: larger parts feed fewer threads, smaller ones cost more partial sums.
 /// 32 parts keep 16 threads busy; below 64 rows a part is not worth its start.
 pub(super) fn rows_per_part(rows: usize) -> usize {
@@ -150,13 +169,21 @@ where
             sums
         })
         .collect();
+    if parts.is_empty() { vec![A::ZERO; width] } else { sum_in_order(parts) }
+}
+
+/// The sum of vectors of one length, in their order; nothing of none.
+pub(super) fn sum_in_order<A: Real>(parts: Vec<Vec<A>>) -> Vec<A> {
     let mut parts = parts.into_iter();
-    let mut total = parts.next().unwrap_or_else(|| vec![A::ZERO; width]);
-    for part in parts {
-        for (sum, share) in total.iter_mut().zip(&part) {
-            *sum += *share;
+    let mut total = parts.next().unwrap_or_default();
+    let parts: Vec<Vec<A>> = parts.collect();
+    total.par_chunks_mut(ELEMENTS_PER_PART).enumerate().for_each(|(index, total)| {
+        for part in &parts {
+            for (sum, share) in total.iter_mut().zip(&part[index * ELEMENTS_PER_PART..]) {
+                *sum += *share;
+            }
         }
-    }
+    });
     total
 }
 

@@ -1,6 +1,6 @@
 //! Layer normalisation of each row: `(x - mean) / sqrt(variance + eps) * gamma + beta`, with the biased variance.
 //!
-//! Means and variances are taken in f64 and computed again in the backward pass, which is cheaper than to keep them.
+//! Means and variances are computed again in the backward pass, which is cheaper than to keep them.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
@@ -8,8 +8,9 @@ use rayon::prelude::*;
 
 use super::has_kernel;
 use super::kernel::{
-    Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
+    Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_in_order, tensor_like, with_real,
 };
+use super::vector::{mean_and_scale, sum_of, sum_of_three, widest};
 
 /// `x` [.., width], `gamma` and `beta` [width] -> [.., width].
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
@@ -50,7 +51,7 @@ impl CustomOp3 for LayerNorm {
         }
         let storage = with_real!(s1.dtype(), "layer-norm", T => {
             let (x, gamma, beta) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?, slice::<T>(s3, l3)?);
-            Ok(into_storage(forward(x, gamma, beta, self.eps)))
+            Ok(into_storage(forward(x, Norm { gamma, beta, eps: self.eps })))
         })?;
         Ok((storage, l1.shape().clone()))
     }
@@ -59,88 +60,100 @@ impl CustomOp3 for LayerNorm {
         &self,
         x: &Tensor,
         gamma: &Tensor,
-        _: &Tensor,
+        beta: &Tensor,
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         with_real!(x.dtype(), "layer-norm", T => {
-            let (x_view, gamma_view, grad) = (View::of(x), View::of(gamma), View::of(&grad));
-            let (x_data, grad) = (x_view.slice::<T>()?, grad.slice::<T>()?);
-            let dx = input_gradient(x_data, gamma_view.slice()?, grad, self.eps);
-            let (dgamma, dbeta) = parameter_gradients(x_data, grad, gamma.elem_count(), self.eps);
+            let (x_view, gamma_view, beta_view, grad) = (View::of(x), View::of(gamma), View::of(beta), View::of(&grad));
+            let norm = Norm { gamma: gamma_view.slice::<T>()?, beta: beta_view.slice()?, eps: self.eps };
+            let [dx, dgamma, dbeta] = backward(x_view.slice()?, grad.slice()?, norm);
             Ok((Some(tensor_like(dx, x)?), Some(tensor_like(dgamma, gamma)?), Some(tensor_like(dbeta, gamma)?)))
         })
     }
 }
 
-/// Mean and reciprocal standard deviation of a row.
-fn moments<T: Real>(row: &[T], eps: f64) -> (f64, f64) {
-    let count = row.len() as f64;
-    let mean = row.iter().fold(0.0, |sum, x| sum + x.wide()) / count;
-    let squares = row.iter().fold(0.0, |sum, x| {
-        let d = x.wide() - mean;
-        sum + d * d
-    });
-    (mean, 1.0 / (squares / count + eps).sqrt())
+/// What a row is normalised with: `gamma` and `beta` [width].
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a, T> {
+    pub gamma: &'a [T],
+    pub beta: &'a [T],
+    pub eps: f64,
 }
 
-fn forward<T: Real>(x: &[T], gamma: &[T], beta: &[T], eps: f64) -> Vec<T> {
-    let width = gamma.len();
-    let part = rows_per_part(x.len() / width) * width;
-    let mut y = vec![T::ZERO; x.len()];
-    y.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(y, x)| {
-        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            let (mean, scale) = moments(x, eps);
-            for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-                *y = T::narrow((x.wide() - mean) * scale * gamma.wide() + beta.wide());
+impl<T: Real> Norm<'_, T> {
+    /// Normalises each row of `x` and writes what `convert` makes of it.
+    #[inline(always)]
+    pub(super) fn normalise<E>(&self, x: &[T], out: &mut [E], convert: impl Fn(T) -> E) {
+        let width = self.gamma.len();
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let (mean, scale) = mean_and_scale(x, self.eps);
+            for (((out, &x), &gamma), &beta) in out.iter_mut().zip(x).zip(self.gamma).zip(self.beta) {
+                *out = convert((x - mean) * scale * gamma + beta);
             }
         }
-    });
+    }
+
+    /// With n = (x - mean) * scale and h = grad * gamma, adds onto each row  dx: scale * (h - mean(h) - n * mean(h * n)),
+    /// and over all rows  dgamma: grad * n,  dbeta: grad.
+    #[inline(always)]
+    pub(super) fn add_gradients(&self, x: &[T], grad: &[T], sums: &mut NormGradients<'_, T>) {
+        let width = self.gamma.len();
+        let count = T::narrow(width as f64);
+        let rows = x.chunks_exact(width).zip(grad.chunks_exact(width));
+        for ((x, grad), dx) in rows.zip(sums.dx.chunks_exact_mut(width)) {
+            let (mean, scale) = mean_and_scale(x, self.eps);
+            for i in 0..width {
+                sums.dgamma[i] += grad[i] * ((x[i] - mean) * scale);
+                sums.dbeta[i] += grad[i];
+            }
+            let mean_h = sum_of(grad, self.gamma, |grad, gamma| grad * gamma) / count;
+            let mean_hn =
+                sum_of_three(x, grad, self.gamma, |x, grad, gamma| (x - mean) * scale * (grad * gamma))
+                    / count;
+            for (((dx, &x), &grad), &gamma) in dx.iter_mut().zip(x).zip(grad).zip(self.gamma) {
+                *dx += scale * (grad * gamma - mean_h - (x - mean) * scale * mean_hn);
+            }
+        }
+    }
+}
+
+/// Where gradients are added.
+pub(super) struct NormGradients<'a, T> {
+    pub dx: &'a mut [T],
+    pub dgamma: &'a mut [T],
+    pub dbeta: &'a mut [T],
+}
+
+fn forward<T: Real>(x: &[T], norm: Norm<'_, T>) -> Vec<T> {
+    let width = norm.gamma.len();
+    let part = rows_per_part(x.len() / width) * width;
+    let mut y = vec![T::ZERO; x.len()];
+    y.par_chunks_mut(part)
+        .zip(x.par_chunks(part))
+        .for_each(|(y, x)| widest!(norm.normalise(x, y, |value| value)));
     y
 }
 
-/// With n = (x - mean) * scale and h = grad * gamma:  dx = scale * (h - mean(h) - n * mean(h * n)).
-fn input_gradient<T: Real>(x: &[T], gamma: &[T], grad: &[T], eps: f64) -> Vec<T> {
-    let width = gamma.len();
+/// Gradients of x, gamma and beta.
+fn backward<T: Real>(x: &[T], grad: &[T], norm: Norm<'_, T>) -> [Vec<T>; 3] {
+    let width = norm.gamma.len();
     let part = rows_per_part(x.len() / width) * width;
     let mut dx = vec![T::ZERO; x.len()];
-    dx.par_chunks_mut(part).zip(x.par_chunks(part)).zip(grad.par_chunks(part)).for_each(|((dx, x), grad)| {
-        for ((dx, x), grad) in
-            dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width))
-        {
-            let (mean, scale) = moments(x, eps);
-            let (mut sum_h, mut sum_hn) = (0.0, 0.0);
-            for ((x, grad), gamma) in x.iter().zip(grad).zip(gamma) {
-                let h = grad.wide() * gamma.wide();
-                sum_h += h;
-                sum_hn += h * (x.wide() - mean) * scale;
-            }
-            let (mean_h, mean_hn) = (sum_h / width as f64, sum_hn / width as f64);
-            for (((dx, x), grad), gamma) in dx.iter_mut().zip(x).zip(grad).zip(gamma) {
-                let n = (x.wide() - mean) * scale;
-                *dx = T::narrow(scale * (grad.wide() * gamma.wide() - mean_h - n * mean_hn));
-            }
-        }
-    });
-    dx
-}
-
-fn parameter_gradients<T: Real>(x: &[T], grad: &[T], width: usize, eps: f64) -> (Vec<T>, Vec<T>) {
-    let rows = x.len() / width;
-    let sums = sum_over_parts(rows, rows_per_part(rows), 2 * width, |part, sums: &mut [f64]| {
-        let (dgamma, dbeta) = sums.split_at_mut(width);
-        let elements = part.start * width..part.end * width;
-        for (x, grad) in x[elements.clone()].chunks_exact(width).zip(grad[elements].chunks_exact(width)) {
-            let (mean, scale) = moments(x, eps);
-            for (((dgamma, dbeta), x), grad) in dgamma.iter_mut().zip(dbeta.iter_mut()).zip(x).zip(grad) {
-                *dgamma += grad.wide() * (x.wide() - mean) * scale;
-                *dbeta += grad.wide();
-            }
-        }
-    });
-    let narrow = |sums: &[f64]| sums.iter().map(|&sum| T::narrow(sum)).collect();
-    (narrow(&sums[..width]), narrow(&sums[width..]))
+    let parts: Vec<(Vec<T>, Vec<T>)> = dx
+        .par_chunks_mut(part)
+        .zip(x.par_chunks(part))
+        .zip(grad.par_chunks(part))
+        .map(|((dx, x), grad)| {
+            let (mut dgamma, mut dbeta) = (vec![T::ZERO; width], vec![T::ZERO; width]);
+            let mut sums = NormGradients { dx, dgamma: &mut dgamma, dbeta: &mut dbeta };
+            widest!(norm.add_gradients(x, grad, &mut sums));
+            (dgamma, dbeta)
+        })
+        .collect();
+    let (dgamma, dbeta): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    [dx, sum_in_order(dgamma), sum_in_order(dbeta)]
 }
 
 #[cfg(test)]

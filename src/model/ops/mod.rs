@@ -15,8 +15,9 @@
 //! slower than its forward.
 
 mod add_relu;
-mod attention;
+mod arithmetic;
 mod batch_norm;
+mod bf16;
 mod conv2d;
 mod gelu;
 #[cfg(test)]
@@ -26,15 +27,18 @@ mod layer_norm;
 mod linear;
 mod matrix;
 mod max_pool2d;
+mod transformer_block;
+mod vector;
 
 pub use add_relu::add_relu;
-pub use attention::attention;
+pub use arithmetic::Precision;
 pub use batch_norm::{Activation, BatchNormInput, Moments, batch_norm_eval, batch_norm_train};
+pub use bf16::has_instructions as has_bf16_instructions;
 pub use conv2d::conv2d;
-pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use max_pool2d::max_pool2d;
+pub use transformer_block::{BlockLayout, BlockParameter, BlockSpec, transformer_block};
 
 use candle_core::{Device, Tensor};
 

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use super::{Result, WorkerError};
 use crate::store::{Store, segment};
 use crate::train::checkpoint::{Checkpoint, Identity};
+use crate::train::device::Selected;
 use crate::train::frames::{FrameMeta, FrameSet, FrameSetWriter};
 use crate::train::network::NetworkBytes;
 use crate::train::spec::{Recipe, SegmentInput, TrainJob};
@@ -59,8 +58,8 @@ pub async fn initial_weights(store: &Store, recipe: &Recipe) -> Result<Option<Ve
 
 /// The checkpoint with the largest step among those of earlier starts of this attempt that are whole and of the
 /// same run. One that isn't is passed over with a warning: it costs steps, never correctness.
-pub async fn checkpoint(store: &Store, job: &TrainJob, device: &Device) -> Result<Option<Vec<u8>>> {
-    let identity = Identity::new(&job.recipe, job.threads, device)?;
+pub async fn checkpoint(store: &Store, job: &TrainJob, selected: &Selected) -> Result<Option<Vec<u8>>> {
+    let identity = Identity::new(&job.recipe, job.threads, selected)?;
     let mut found = vec![];
     for prefix in &job.earlier_prefixes {
         let listed = store.list(&format!("{prefix}/checkpoints")).await?;

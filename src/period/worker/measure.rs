@@ -9,11 +9,12 @@ use super::outputs::Written;
 use super::{Data, Result, Worker};
 use crate::eval::evaluate::{self, Older, Probe, Reference};
 use crate::eval::{Embeddings, FrameMeta, NewProbeEvaluation, ProbeEvaluation};
+use crate::model::{Precision, Trainability};
 use crate::store::segment;
 use crate::train::embed::{embed_frames, measure_pairs};
 use crate::train::frames::{FrameSet, FrameSetWriter};
 use crate::train::job::view_maker;
-use crate::train::network::{Network, NetworkBytes};
+use crate::train::network::{Compute, Network, NetworkBytes};
 use crate::train::spec::{ProbeInput, Recipe};
 use crate::types::FileRef;
 
@@ -41,7 +42,9 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     pub fn new(worker: &'a Worker<'a>, bytes: &'a NetworkBytes, device: &'a Device) -> Result<Self> {
         let recipe = &worker.job.recipe;
-        let network = Network::load(&recipe.model, bytes, device, crate::model::Trainability::Frozen)
+        // Published embeddings are the encoder's own, as every other reader of its weights computes them.
+        let compute = Compute { device, precision: Precision::F32 };
+        let network = Network::load(&recipe.model, bytes, compute, Trainability::Frozen)
             .map_err(crate::train::TrainError::from)?;
         Ok(Self { worker, recipe, bytes, network, device })
     }

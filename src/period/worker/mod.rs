@@ -23,6 +23,7 @@ use crate::publish::embeddings::EmbeddingsError;
 use crate::store::segment::SegmentError;
 use crate::store::{Store, StoreError};
 use crate::train::checkpoint::CheckpointError;
+use crate::train::device::Selected;
 use crate::train::frames::FrameSet;
 use crate::train::job::{self, Inputs, JobIo, Trained};
 use crate::train::spec::{Outcome, Progress, Recipe, SCHEMA, TrainJob, output};
@@ -101,11 +102,11 @@ impl Worker<'_> {
 
     fn work(&self) -> Result<bool> {
         let started = Instant::now();
-        let device = device::select(&self.job.device)?.device;
+        let selected = device::select(&self.job.device, self.job.precision)?;
         let data = self.load()?;
-        let Some(trained) = self.train(&data, &device)? else { return Ok(false) };
+        let Some(trained) = self.train(&data, &selected)? else { return Ok(false) };
         let written = outputs::Written::new(self);
-        let (evaluation, written) = self.evaluate(&data, &trained, &device, written)?;
+        let (evaluation, written) = self.evaluate(&data, &trained, &selected.device, written)?;
         if self.is_stopped() {
             return Ok(false);
         }
@@ -147,7 +148,7 @@ impl Worker<'_> {
     }
 
     /// `None`: it was stopped, and a checkpoint is written.
-    fn train(&self, data: &Data, device: &Device) -> Result<Option<Trained>> {
+    fn train(&self, data: &Data, selected: &Selected) -> Result<Option<Trained>> {
         let recipe = &self.job.recipe;
         let fetch = async {
             Ok::<_, WorkerError>(Inputs {
@@ -155,7 +156,7 @@ impl Worker<'_> {
                 split: data.split.clone(),
                 teacher: inputs::teacher(self.store, recipe).await?,
                 init: inputs::initial_weights(self.store, recipe).await?,
-                checkpoint: inputs::checkpoint(self.store, self.job, device).await?,
+                checkpoint: inputs::checkpoint(self.store, self.job, selected).await?,
                 data_threads: self.job.threads,
             })
         };

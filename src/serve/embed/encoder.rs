@@ -4,7 +4,9 @@ use candle_core::Device;
 use serde::Deserialize;
 
 use crate::model::preprocess::{PreprocessError, Preprocessing, embed_views};
-use crate::model::{Architecture, Encoder, EncoderSpec, Mode, ModelError, Trainability, Weights, build};
+use crate::model::{
+    Architecture, Encoder, EncoderSpec, Mode, ModelError, Precision, Trainability, Weights, build,
+};
 use crate::registry::VersionRecord;
 use crate::store::paths::Paths;
 use crate::store::{Store, StoreError};
@@ -99,8 +101,12 @@ impl PublishedEncoder {
         let weights = Weights::load(&weights, &spec.parameters(), device, Trainability::Frozen)?;
         let PretrainedConfig { mean, std, .. } = config.pretrained_cfg;
         let preprocessing = Preprocessing { size: spec.image_size, mean, std };
-        let loaded =
-            Self { version, preprocessing, encoder: build(&spec, &weights)?, device: device.clone() };
+        let loaded = Self {
+            version,
+            preprocessing,
+            encoder: build(&spec, &weights, Precision::F32)?,
+            device: device.clone(),
+        };
         loaded.warm_up()?;
         Ok(loaded)
     }

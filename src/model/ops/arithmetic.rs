@@ -1,0 +1,206 @@
+//! In which arithmetic matrix products are taken, and the operands' layouts.
+//!
+//! Tensors hold f32 (f64 in gradient checks). [`Full`] multiplies what they hold; [`super::bf16::Bf16`] rounds operands
+//! to bf16 first and sums in f32, twice as many a second where the machine has the instructions.
+//!
+//! A product contracts over an index that advances in groups of [`Arithmetic::GROUP`] neighbours (pairs for bf16).
+//! *Rows* are row-major, the contraction along each row: what stands on the left. *Grouped* is `[groups][columns][GROUP]`:
+//! what stands on the right, or transposed on the left. For full arithmetic a group is one element, so grouped is
+//! row-major too and nothing is copied.
+//!
+//! Invariant: products run on the calling thread, and each element is summed in an order that follows from shapes alone.
+
+use serde::{Deserialize, Serialize};
+
+use super::kernel::Real;
+use super::matrix::{Matrix, Shape, Write};
+
+/// What products of f32 tensors are computed in. Sums, norms, losses and weights are f32 either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    F32,
+    /// Operands are rounded to bf16, sums are f32. Results are as far from f32's as bf16's 8 bits of mantissa bring them.
+    Bf16,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
+/// A matrix `[rows, columns]` inside a slice, rows `stride` elements apart.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, E> {
+    pub data: &'a [E],
+    pub rows: usize,
+    pub columns: usize,
+    pub stride: usize,
+}
+
+impl<'a, E> Rows<'a, E> {
+    pub(super) fn new(data: &'a [E], rows: usize, columns: usize) -> Self {
+        Rows { data, rows, columns, stride: columns }
+    }
+}
+
+/// The left operand `[rows, depth]`: element (i, d) is `data[i * row_stride + d / GROUP * group_stride + d % GROUP]`.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a, E> {
+    pub data: &'a [E],
+    pub rows: usize,
+    /// In groups.
+    pub depth: usize,
+    pub row_stride: usize,
+    pub group_stride: usize,
+}
+
+/// The right operand `[depth, columns]`: element (d, j) is `data[d / GROUP * group_stride + j * column_stride + d % GROUP]`.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a, E> {
+    pub data: &'a [E],
+    /// In groups.
+    pub depth: usize,
+    pub columns: usize,
+    pub group_stride: usize,
+    pub column_stride: usize,
+}
+
+impl<'a, E> Right<'a, E> {
+    /// The same matrix transposed, as a left operand.
+    pub(super) fn transposed(self) -> Left<'a, E> {
+        Left {
+            data: self.data,
+            rows: self.columns,
+            depth: self.depth,
+            row_stride: self.column_stride,
+            group_stride: self.group_stride,
+        }
+    }
+
+    /// Columns `start..start + count` of it.
+    pub(super) fn columns(self, start: usize, count: usize) -> Self {
+        Right { data: &self.data[start * self.column_stride..], columns: count, ..self }
+    }
+
+    /// Groups `start..start + count` of its depth.
+    pub(super) fn groups(self, start: usize, count: usize) -> Self {
+        Right { data: &self.data[start * self.group_stride..], depth: count, ..self }
+    }
+}
+
+/// See the module's text. A value of it says that the machine can.
+pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
+    /// What tensors hold and products are summed in.
+    type Wide: Real;
+    /// What operands are made of.
+    type Narrow: Copy + Default + Send + Sync + 'static;
+    /// Neighbours in the contraction that lie side by side.
+    const GROUP: usize;
+
+    fn to_narrow(wide: Self::Wide) -> Self::Narrow;
+    fn to_wide(narrow: Self::Narrow) -> Self::Wide;
+
+    /// The elements as operands hold them. May write into `scratch`.
+    fn narrow<'a>(wide: &'a [Self::Wide], scratch: &'a mut Vec<Self::Narrow>) -> &'a [Self::Narrow];
+
+    /// `rows` as a left operand; its width must be a multiple of `GROUP`.
+    fn left(rows: Rows<'_, Self::Narrow>) -> Left<'_, Self::Narrow> {
+        assert_eq!(rows.columns % Self::GROUP, 0, "rows of whole groups");
+        Left {
+            data: rows.data,
+            rows: rows.rows,
+            depth: rows.columns / Self::GROUP,
+            row_stride: rows.stride,
+            group_stride: Self::GROUP,
+        }
+    }
+
+    /// `rows` as a right operand that is contracted over the rows. May write into `scratch`.
+    fn group_rows<'a>(
+        rows: Rows<'a, Self::Narrow>,
+        scratch: &'a mut Vec<Self::Narrow>,
+    ) -> Right<'a, Self::Narrow>;
+
+    /// `rows` transposed as a right operand: contracted over the columns, whose number must be a multiple of `GROUP`.
+    fn group_columns<'a>(
+        rows: Rows<'a, Self::Narrow>,
+        scratch: &'a mut Vec<Self::Narrow>,
+    ) -> Right<'a, Self::Narrow>;
+
+    /// `destination = (0 or destination) + left * right`; rows of the destination lie `stride` apart.
+    ///
+    /// # Panics
+    /// Where an operand reaches outside its slice or depths differ: a bug in the calling kernel.
+    fn multiply(
+        self,
+        left: Left<'_, Self::Narrow>,
+        right: Right<'_, Self::Narrow>,
+        destination: &mut [Self::Wide],
+        stride: usize,
+        write: Write,
+    );
+}
+
+/// Products of what the tensors hold, by the `gemm` crate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Full<T>(std::marker::PhantomData<T>);
+
+impl<T> Full<T> {
+    pub(super) fn new() -> Self {
+        Full(std::marker::PhantomData)
+    }
+}
+
+impl<T: Real> Arithmetic for Full<T> {
+    type Wide = T;
+    type Narrow = T;
+    const GROUP: usize = 1;
+
+    #[inline(always)]
+    fn to_narrow(wide: T) -> T {
+        wide
+    }
+
+    #[inline(always)]
+    fn to_wide(narrow: T) -> T {
+        narrow
+    }
+
+    fn narrow<'a>(wide: &'a [T], _: &'a mut Vec<T>) -> &'a [T] {
+        wide
+    }
+
+    fn group_rows<'a>(rows: Rows<'a, T>, _: &'a mut Vec<T>) -> Right<'a, T> {
+        let Rows { data, rows, columns, stride } = rows;
+        Right { data, depth: rows, columns, group_stride: stride, column_stride: 1 }
+    }
+
+    fn group_columns<'a>(rows: Rows<'a, T>, _: &'a mut Vec<T>) -> Right<'a, T> {
+        let Rows { data, rows, columns, stride } = rows;
+        Right { data, depth: columns, columns: rows, group_stride: 1, column_stride: stride }
+    }
+
+    fn multiply(
+        self,
+        left: Left<'_, T>,
+        right: Right<'_, T>,
+        destination: &mut [T],
+        stride: usize,
+        write: Write,
+    ) {
+        let shape =
+            |rows, columns, row_stride, column_stride| Shape { rows, columns, row_stride, column_stride };
+        let l = Matrix::new(left.data, shape(left.rows, left.depth, left.row_stride, left.group_stride));
+        let r = Matrix::new(
+            right.data,
+            shape(right.depth, right.columns, right.group_stride, right.column_stride),
+        );
+        let target = Shape::with_row_stride(left.rows, right.columns, stride);
+        l.multiply_into(r, 1.0, destination, target, write);
+    }
+}

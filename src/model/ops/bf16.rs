@@ -1,0 +1,366 @@
+//! Products of matrices rounded to bf16, summed in f32.
+//!
+//! Why it is fast: one AVX512-BF16 instruction multiplies 16 pairs of neighbours and adds them onto 16 sums in f32. The
+//! kernel keeps a block of 6 x 64 sums in registers for the whole depth, so that each operand that is loaded is used
+//! four or six times; both operands are read in place, once their pairs lie side by side, without packing. Elsewhere
+//! the same sums are taken by plain loops: slow, and there so that every machine can run (and test) every precision.
+
+use super::arithmetic::{Arithmetic, Left, Right, Rows};
+use super::matrix::Write;
+use super::vector::widest;
+
+/// The bits of a bf16: the upper half of an f32's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub(super) struct Bits(u16);
+
+/// See the module's text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bf16 {
+    /// The machine has AVX512-BF16. Only `new` sets it: the kernel's safety hangs on it.
+    instructions: bool,
+}
+
+/// Whether this machine multiplies bf16 faster than f32.
+pub fn has_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let found = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let found = false;
+    found
+}
+
+impl Bf16 {
+    pub(super) fn new() -> Self {
+        Bf16 { instructions: has_instructions() }
+    }
+}
+
+impl Arithmetic for Bf16 {
+    type Wide = f32;
+    type Narrow = Bits;
+    const GROUP: usize = 2;
+
+    /// To nearest, halves to even; a NaN stays one.
+    #[inline(always)]
+    fn to_narrow(wide: f32) -> Bits {
+        let bits = wide.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        Bits(if wide.is_nan() { 0x7fc0 } else { rounded as u16 })
+    }
+
+    #[inline(always)]
+    fn to_wide(narrow: Bits) -> f32 {
+        f32::from_bits(u32::from(narrow.0) << 16)
+    }
+
+    fn narrow<'a>(wide: &'a [f32], scratch: &'a mut Vec<Bits>) -> &'a [Bits] {
+        scratch.resize(wide.len(), Bits(0));
+        widest!(scratch.iter_mut().zip(wide).for_each(|(out, &value)| *out = Self::to_narrow(value)));
+        scratch
+    }
+
+    /// Two rows become one of pairs; an odd last row is paired with zeros.
+    fn group_rows<'a>(rows: Rows<'a, Bits>, scratch: &'a mut Vec<Bits>) -> Right<'a, Bits> {
+        let Rows { data, rows, columns, stride } = rows;
+        let depth = rows.div_ceil(2);
+        scratch.resize(depth * 2 * columns, Bits(0));
+        widest! {
+            for (pair, out) in scratch.chunks_exact_mut(2 * columns).enumerate() {
+                let row = |index: usize| &data[index * stride..][..columns];
+                let upper = row(2 * pair);
+                let out = out.as_chunks_mut::<2>().0;
+                if 2 * pair + 1 < rows {
+                    let lower = row(2 * pair + 1);
+                    out.iter_mut().zip(upper).zip(lower).for_each(|((out, &a), &b)| *out = [a, b]);
+                } else {
+                    out.iter_mut().zip(upper).for_each(|(out, &a)| *out = [a, Bits(0)]);
+                }
+            }
+        };
+        Right { data: scratch, depth, columns, group_stride: 2 * columns, column_stride: 2 }
+    }
+
+    fn group_columns<'a>(rows: Rows<'a, Bits>, scratch: &'a mut Vec<Bits>) -> Right<'a, Bits> {
+        let Rows { data, rows, columns, stride } = rows;
+        assert_eq!(columns % 2, 0, "rows of whole pairs");
+        scratch.resize(rows * columns, Bits(0));
+        // Whole cache lines of the source at a time: 32 columns of all rows.
+        for first in (0..columns / 2).step_by(16) {
+            let last = (first + 16).min(columns / 2);
+            for (row, source) in data.chunks(stride).take(rows).enumerate() {
+                let pairs = source[..columns].as_chunks::<2>().0;
+                for pair in first..last {
+                    let at = (pair * rows + row) * 2;
+                    scratch[at..at + 2].copy_from_slice(&pairs[pair]);
+                }
+            }
+        }
+        Right { data: scratch, depth: columns / 2, columns: rows, group_stride: 2 * rows, column_stride: 2 }
+    }
+
+    fn multiply(
+        self,
+        left: Left<'_, Bits>,
+        right: Right<'_, Bits>,
+        destination: &mut [f32],
+        stride: usize,
+        write: Write,
+    ) {
+        let (rows, columns, depth) = (left.rows, right.columns, left.depth);
+        assert!(rows * columns * depth > 0 && depth == right.depth && right.column_stride == 2);
+        assert!((rows - 1) * left.row_stride + (depth - 1) * left.group_stride + 2 <= left.data.len());
+        assert!((depth - 1) * right.group_stride + 2 * columns <= right.data.len());
+        assert!(columns <= stride && (rows - 1) * stride + columns <= destination.len());
+        #[cfg(target_arch = "x86_64")]
+        if self.instructions {
+            // SAFETY: `instructions` says that the machine has them; the asserts above are the kernel's conditions.
+            unsafe { x86::multiply(left, right, destination, stride, write) };
+            return;
+        }
+        multiply_portably(left, right, destination, stride, write);
+    }
+}
+
+fn multiply_portably(
+    left: Left<'_, Bits>,
+    right: Right<'_, Bits>,
+    destination: &mut [f32],
+    stride: usize,
+    write: Write,
+) {
+    let mut sums = vec![0f32; right.columns];
+    for row in 0..left.rows {
+        sums.fill(0.0);
+        for group in 0..left.depth {
+            let at = row * left.row_stride + group * left.group_stride;
+            let (a, b) = (Bf16::to_wide(left.data[at]), Bf16::to_wide(left.data[at + 1]));
+            let pairs = right.data[group * right.group_stride..][..2 * right.columns].as_chunks::<2>().0;
+            for (sum, pair) in sums.iter_mut().zip(pairs) {
+                *sum += a * Bf16::to_wide(pair[0]) + b * Bf16::to_wide(pair[1]);
+            }
+        }
+        for (out, sum) in destination[row * stride..][..right.columns].iter_mut().zip(&sums) {
+            *out = if write == Write::Add { *out + sum } else { *sum };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m512bh, __m512i, __mmask16, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_mask_storeu_ps,
+        _mm512_maskz_loadu_epi32, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
+        _mm512_setzero_si512,
+    };
+
+    use super::{Bits, Left, Right, Write};
+
+    /// Sums in a vector.
+    const LANES: usize = 16;
+    /// Rows and vectors of a block: 24 of the 32 registers hold sums, 4 the right operand, 1 the left.
+    const BLOCK_ROWS: usize = 6;
+    const BLOCK_VECTORS: usize = 4;
+
+    /// One block: where it starts, and what of it exists.
+    #[derive(Clone, Copy)]
+    struct Block {
+        left: *const Bits,
+        row_stride: usize,
+        left_group_stride: usize,
+        right: *const Bits,
+        right_group_stride: usize,
+        depth: usize,
+        out: *mut f32,
+        out_stride: usize,
+        /// Lanes of the last vector that are columns.
+        last: __mmask16,
+        write: Write,
+    }
+
+    /// # Safety
+    /// The machine has AVX512F, BW and BF16. For every row, column and group in range the element pairs of `left` and
+    /// `right` and the element of `destination` lie inside their slices, and `right.column_stride` is 2.
+    pub(super) unsafe fn multiply(
+        left: Left<'_, Bits>,
+        right: Right<'_, Bits>,
+        destination: &mut [f32],
+        stride: usize,
+        write: Write,
+    ) {
+        for column in (0..right.columns).step_by(BLOCK_VECTORS * LANES) {
+            let columns = (right.columns - column).min(BLOCK_VECTORS * LANES);
+            let last = (u16::MAX) >> (columns.next_multiple_of(LANES) - columns);
+            for row in (0..left.rows).step_by(BLOCK_ROWS) {
+                let block = Block {
+                    left: left.data[row * left.row_stride..].as_ptr(),
+                    row_stride: left.row_stride,
+                    left_group_stride: left.group_stride,
+                    right: right.data[2 * column..].as_ptr(),
+                    right_group_stride: right.group_stride,
+                    depth: left.depth,
+                    out: destination[row * stride + column..].as_mut_ptr(),
+                    out_stride: stride,
+                    last,
+                    write,
+                };
+                // SAFETY: the block lies inside the operands, and lanes beyond its columns are masked out.
+                unsafe { run(block, (left.rows - row).min(BLOCK_ROWS), columns.div_ceil(LANES)) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for `block`.
+    unsafe fn run(b: Block, rows: usize, vectors: usize) {
+        macro_rules! sizes {
+            ($($rows:literal: $($vectors:literal)+;)+) => {
+                match (rows, vectors) {
+                    // SAFETY: the caller's.
+                    $($(($rows, $vectors) => unsafe { block::<$rows, $vectors>(b) },)+)+
+                    _ => unreachable!("a block of {rows} rows and {vectors} vectors"),
+                }
+            };
+        }
+        sizes! { 1: 1 2 3 4; 2: 1 2 3 4; 3: 1 2 3 4; 4: 1 2 3 4; 5: 1 2 3 4; 6: 1 2 3 4; }
+    }
+
+    /// # Safety
+    /// The machine has the instructions; `ROWS` rows, `VECTORS` vectors (the last one's lanes in `b.last`) and `b.depth`
+    /// groups lie inside what the pointers point into.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn block<const ROWS: usize, const VECTORS: usize>(b: Block) {
+        let mask = |vector: usize| if vector + 1 == VECTORS { b.last } else { __mmask16::MAX };
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        let (mut left, mut right) = (b.left, b.right);
+        for _ in 0..b.depth {
+            let mut pairs = [_mm512_setzero_si512(); VECTORS];
+            for (vector, pairs) in pairs.iter_mut().enumerate() {
+                // SAFETY: inside the right operand, by this function's condition.
+                *pairs =
+                    unsafe { _mm512_maskz_loadu_epi32(mask(vector), right.add(2 * LANES * vector).cast()) };
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: a pair inside the left operand, by this function's condition.
+                let pair = unsafe { left.add(row * b.row_stride).cast::<i32>().read_unaligned() };
+                let pair = bf16s(_mm512_set1_epi32(pair));
+                for (sum, pairs) in sums.iter_mut().zip(pairs) {
+                    *sum = _mm512_dpbf16_ps(*sum, pair, bf16s(pairs));
+                }
+            }
+            // Past the end after the last group, where they are not read any more.
+            left = left.wrapping_add(b.left_group_stride);
+            right = right.wrapping_add(b.right_group_stride);
+        }
+        for (row, sums) in sums.into_iter().enumerate() {
+            for (vector, sum) in sums.into_iter().enumerate() {
+                // SAFETY: inside the destination, by this function's condition.
+                unsafe {
+                    let out = b.out.add(row * b.out_stride + vector * LANES);
+                    let sum = match b.write {
+                        Write::Replace => sum,
+                        Write::Add => _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask(vector), out)),
+                    };
+                    _mm512_mask_storeu_ps(out, mask(vector), sum);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn bf16s(bits: __m512i) -> __m512bh {
+        // SAFETY: both are 512 plain bits.
+        unsafe { std::mem::transmute(bits) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Small whole numbers: bf16 holds them, and every order of summation gives the same sum.
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 + seed * 11) % 15) as f32 - 7.0).collect()
+    }
+
+    fn narrowed(wide: &[f32]) -> Vec<Bits> {
+        wide.iter().map(|&value| Bf16::to_narrow(value)).collect()
+    }
+
+    fn expected(a: &[f32], b: &[f32], dims: (usize, usize, usize)) -> Vec<f32> {
+        let (rows, depth, columns) = dims;
+        let cell = |i: usize, j: usize| (0..depth).map(|d| a[i * depth + d] * b[d * columns + j]).sum();
+        (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))).map(|(i, j)| cell(i, j)).collect()
+    }
+
+    #[test]
+    fn rounding_is_to_nearest_even_and_keeps_what_is_not_a_number() {
+        let narrow = |bits: u32| Bf16::to_narrow(f32::from_bits(bits)).0;
+        assert_eq!(narrow(0x3f80_8000), 0x3f80);
+        assert_eq!(narrow(0x3f81_8000), 0x3f82);
+        assert_eq!(narrow(0x3f80_8001), 0x3f81);
+        assert_eq!(narrow(0xff80_0000), 0xff80);
+        assert!(Bf16::to_wide(Bf16::to_narrow(f32::from_bits(0x7fff_ffff))).is_nan());
+        assert_eq!(narrow(f32::MAX.to_bits()), 0x7f80);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Both layouts of both operands, with and without the instructions, at sizes that leave rests everywhere.
+        #[test]
+        fn every_layout_gives_the_product(rows in 1usize..15, half_depth in 1usize..20, columns in 1usize..150) {
+            let depth = 2 * half_depth;
+            let (a, b) = (numbers(rows * depth, 1), numbers(depth * columns, 2));
+            let wanted = expected(&a, &b, (rows, depth, columns));
+            let (a_rows, b_rows) = (narrowed(&a), narrowed(&b));
+            let transpose = |data: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+                (0..columns).flat_map(|j| (0..rows).map(move |i| data[i * columns + j])).collect()
+            };
+            let b_columns = narrowed(&transpose(&b, depth, columns));
+            let a_columns = narrowed(&transpose(&a, rows, depth));
+            let mut scratch = [Vec::new(), Vec::new(), Vec::new()];
+            let [s0, s1, s2] = &mut scratch;
+            let rights = [
+                Bf16::group_rows(Rows::new(&b_rows, depth, columns), s0),
+                Bf16::group_columns(Rows::new(&b_columns, columns, depth), s1),
+            ];
+            let lefts = [
+                Bf16::left(Rows::new(&a_rows, rows, depth)),
+                Bf16::group_rows(Rows::new(&a_columns, depth, rows), s2).transposed(),
+            ];
+            for left in lefts {
+                for right in rights {
+                    for arithmetic in [Bf16::new(), Bf16 { instructions: false }] {
+                        let mut out = vec![1f32; rows * columns];
+                        arithmetic.multiply(left, right, &mut out, columns, Write::Add);
+                        prop_assert!(out.iter().zip(&wanted).all(|(out, wanted)| *out == wanted + 1.0));
+                        arithmetic.multiply(left, right, &mut out, columns, Write::Replace);
+                        prop_assert_eq!(&out, &wanted);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_odd_number_of_rows_is_paired_with_zeros() {
+        let (a, b) = (narrowed(&[1.0, 2.0, 3.0, 0.0]), narrowed(&[1.0, 1.0, 1.0]));
+        let mut scratch = vec![Bits(0xffff); 8];
+        let right = Bf16::group_rows(Rows::new(&b, 3, 1), &mut scratch);
+        let mut out = [0.0];
+        Bf16::new().multiply(Bf16::left(Rows::new(&a, 1, 4)), right, &mut out, 1, Write::Replace);
+        assert_eq!(out, [6.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "assertion failed")]
+    fn an_operand_beyond_its_slice_is_refused() {
+        let data = [Bits(0); 8];
+        let left = Left { data: &data[..], rows: 3, depth: 2, row_stride: 4, group_stride: 2 };
+        let right = Right { data: &data[..], depth: 2, columns: 2, group_stride: 4, column_stride: 2 };
+        Bf16::new().multiply(left, right, &mut [0.0; 6], 2, Write::Replace);
+    }
+}

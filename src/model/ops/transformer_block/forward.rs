@@ -1,0 +1,219 @@
+//! The block's forward pass over tiles of whole images.
+
+use rayon::prelude::*;
+
+use super::super::arithmetic::{Arithmetic, Right, Rows};
+use super::super::gelu::gelu;
+use super::super::kernel::Real;
+use super::super::layer_norm::Norm;
+use super::super::matrix::Write;
+use super::super::vector::widest;
+use super::attention::{self, Attention};
+use super::{BlockParameter as P, Geometry, MLP_RATIO, Saved};
+
+/// Room for the operands made of a weight: narrowed, and grouped.
+pub(super) type WeightBuffers<A> = [[Vec<<A as Arithmetic>::Narrow>; 2]; 4];
+
+/// The block's weights as right operands, contracted over their inputs.
+struct Weights<'a, A: Arithmetic> {
+    qkv: Right<'a, A::Narrow>,
+    proj: Right<'a, A::Narrow>,
+    fc1: Right<'a, A::Narrow>,
+    fc2: Right<'a, A::Narrow>,
+}
+
+pub(super) struct Forward<'a, A: Arithmetic> {
+    geometry: Geometry,
+    arithmetic: A,
+    parameters: &'a [A::Wide],
+    weights: Weights<'a, A>,
+}
+
+/// One tile's share of [`Saved`].
+struct Tile<'a, A: Arithmetic> {
+    middle: &'a mut [A::Wide],
+    qkv: &'a mut [A::Narrow],
+    attended: &'a mut [A::Narrow],
+    hidden: &'a mut [A::Narrow],
+}
+
+impl<A: Arithmetic> Saved<A> {
+    /// The shares of the tiles of `rows` rows, in order.
+    fn tiles<'a>(
+        &'a mut self,
+        geometry: &Geometry,
+        rows: usize,
+    ) -> impl IndexedParallelIterator<Item = Tile<'a, A>> {
+        let width = geometry.width;
+        self.middle
+            .par_chunks_mut(rows * width)
+            .zip(self.qkv.par_chunks_mut(rows * 3 * width))
+            .zip(self.attended.par_chunks_mut(rows * width))
+            .zip(self.hidden.par_chunks_mut(rows * geometry.hidden()))
+            .map(|(((middle, qkv), attended), hidden)| Tile { middle, qkv, attended, hidden })
+    }
+
+    /// The share of a tile of `rows` rows at the beginning.
+    fn first_tile(&mut self, geometry: &Geometry, rows: usize) -> Tile<'_, A> {
+        Tile {
+            middle: &mut self.middle[..rows * geometry.width],
+            qkv: &mut self.qkv[..rows * 3 * geometry.width],
+            attended: &mut self.attended[..rows * geometry.width],
+            hidden: &mut self.hidden[..rows * geometry.hidden()],
+        }
+    }
+}
+
+/// Buffers of one thread: [rows of a tile, width] each.
+struct Scratch<A: Arithmetic> {
+    product: Vec<A::Wide>,
+    operand: Vec<A::Narrow>,
+    attention: attention::Scratch<A>,
+}
+
+impl<A: Arithmetic> Scratch<A> {
+    fn new() -> Self {
+        Scratch { product: Vec::new(), operand: Vec::new(), attention: attention::Scratch::new() }
+    }
+}
+
+impl<'a, A: Arithmetic> Forward<'a, A> {
+    pub(super) fn new(
+        geometry: Geometry,
+        arithmetic: A,
+        parameters: &'a [A::Wide],
+        buffers: &'a mut WeightBuffers<A>,
+    ) -> Self {
+        let right = |parameter: P, [narrow, grouped]: &'a mut [Vec<A::Narrow>; 2]| {
+            let weight = A::narrow(&parameters[geometry.layout().range(parameter)], narrow);
+            let columns = if parameter == P::Fc2Weight { geometry.hidden() } else { geometry.width };
+            A::group_columns(Rows::new(weight, weight.len() / columns, columns), grouped)
+        };
+        let [qkv, proj, fc1, fc2] = buffers;
+        let weights = Weights {
+            qkv: right(P::QkvWeight, qkv),
+            proj: right(P::ProjWeight, proj),
+            fc1: right(P::Fc1Weight, fc1),
+            fc2: right(P::Fc2Weight, fc2),
+        };
+        Forward { geometry, arithmetic, parameters, weights }
+    }
+
+    /// `x` [rows, width] -> the same.
+    pub(super) fn run(&self, x: &[A::Wide]) -> Vec<A::Wide> {
+        let tile = self.geometry.rows_per_tile() * self.geometry.width;
+        let mut y = vec![A::Wide::ZERO; x.len()];
+        let room = || (Scratch::new(), Saved::new(&self.geometry, self.geometry.rows_per_tile()));
+        y.par_chunks_mut(tile).zip(x.par_chunks(tile)).for_each_init(room, |(scratch, room), (y, x)| {
+            let rows = x.len() / self.geometry.width;
+            self.tile(x, room.first_tile(&self.geometry, rows), scratch, y);
+        });
+        y
+    }
+
+    /// The same, keeping what the backward pass reads.
+    pub(super) fn run_and_save(&self, x: &[A::Wide], saved: &mut Saved<A>) -> Vec<A::Wide> {
+        let rows = self.geometry.rows_per_tile();
+        let tile = rows * self.geometry.width;
+        let mut y = vec![A::Wide::ZERO; x.len()];
+        y.par_chunks_mut(tile)
+            .zip(x.par_chunks(tile))
+            .zip(saved.tiles(&self.geometry, rows))
+            .for_each_init(Scratch::new, |scratch, ((y, x), tile)| self.tile(x, tile, scratch, y));
+        y
+    }
+
+    fn parameter(&self, parameter: P) -> &'a [A::Wide] {
+        &self.parameters[self.geometry.layout().range(parameter)]
+    }
+
+    fn norm(&self, gamma: P, beta: P) -> Norm<'a, A::Wide> {
+        Norm { gamma: self.parameter(gamma), beta: self.parameter(beta), eps: self.geometry.norm_eps }
+    }
+
+    fn tile(&self, x: &[A::Wide], tile: Tile<'_, A>, scratch: &mut Scratch<A>, y: &mut [A::Wide]) {
+        let width = self.geometry.width;
+        let rows = x.len() / width;
+        let Scratch { product, operand, attention } = scratch;
+        product.resize(x.len(), A::Wide::ZERO);
+        operand.resize(x.len(), A::Narrow::default());
+
+        widest!(self.norm(P::Norm1Weight, P::Norm1Bias).normalise(x, operand, A::to_narrow));
+        for (part, bias) in self.parameter(P::QkvBias).chunks_exact(width).enumerate() {
+            self.multiply(operand, self.weights.qkv.columns(part * width, width), product, Write::Replace);
+            let out = tile.qkv.chunks_exact_mut(3 * width).map(|row| &mut row[part * width..][..width]);
+            store::<A>(product, bias, out);
+        }
+        self.attend(tile.qkv, attention, tile.attended);
+        start_with(tile.middle, x, self.parameter(P::ProjBias));
+        self.multiply(tile.attended, self.weights.proj, tile.middle, Write::Add);
+
+        widest!(self.norm(P::Norm2Weight, P::Norm2Bias).normalise(tile.middle, operand, A::to_narrow));
+        start_with(y, tile.middle, self.parameter(P::Fc2Bias));
+        let mut activated = vec![A::Narrow::default(); rows * width];
+        for (part, bias) in self.parameter(P::Fc1Bias).chunks_exact(width).enumerate() {
+            self.multiply(operand, self.weights.fc1.columns(part * width, width), product, Write::Replace);
+            let hidden =
+                tile.hidden.chunks_exact_mut(MLP_RATIO * width).map(|row| &mut row[part * width..][..width]);
+            store_activated::<A>(product, bias, hidden, &mut activated);
+            let groups = width / A::GROUP;
+            self.multiply(&activated, self.weights.fc2.groups(part * groups, groups), y, Write::Add);
+        }
+    }
+
+    fn attend(&self, qkv: &[A::Narrow], scratch: &mut attention::Scratch<A>, out: &mut [A::Narrow]) {
+        let Geometry { tokens, width, heads, .. } = self.geometry;
+        let attention = Attention { arithmetic: self.arithmetic, tokens, width, heads };
+        let images = qkv.chunks_exact(3 * tokens * width).zip(out.chunks_exact_mut(tokens * width));
+        images.for_each(|(qkv, out)| attention.forward(qkv, scratch, out));
+    }
+
+    /// `left` [rows, width] times `right` [width, width], into [rows, width].
+    fn multiply(&self, left: &[A::Narrow], right: Right<'_, A::Narrow>, out: &mut [A::Wide], write: Write) {
+        let width = self.geometry.width;
+        let left = A::left(Rows::new(left, left.len() / width, width));
+        self.arithmetic.multiply(left, right, out, width, write);
+    }
+}
+
+/// What products are then added onto: `x` + `bias` in each row.
+fn start_with<T: Real>(out: &mut [T], x: &[T], bias: &[T]) {
+    widest! {
+        for (out, x) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())) {
+            out.iter_mut().zip(x).zip(bias).for_each(|((out, &x), &bias)| *out = x + bias);
+        }
+    };
+}
+
+/// `product` + `bias`, as operands.
+fn store<'a, A: Arithmetic>(
+    product: &[A::Wide],
+    bias: &[A::Wide],
+    mut rows: impl Iterator<Item = &'a mut [A::Narrow]>,
+) {
+    widest! {
+        for (out, product) in rows.by_ref().zip(product.chunks_exact(bias.len())) {
+            out.iter_mut().zip(product).zip(bias).for_each(|((out, &p), &bias)| *out = A::to_narrow(p + bias));
+        }
+    };
+}
+
+/// `hidden` = `product` + `bias`, and `activated` = GELU of it.
+fn store_activated<'a, A: Arithmetic>(
+    product: &[A::Wide],
+    bias: &[A::Wide],
+    mut hidden: impl Iterator<Item = &'a mut [A::Narrow]>,
+    activated: &mut [A::Narrow],
+) {
+    let width = bias.len();
+    widest! {
+        let rows = hidden.by_ref().zip(activated.chunks_exact_mut(width)).zip(product.chunks_exact(width));
+        for ((hidden, activated), product) in rows {
+            for (((hidden, activated), &product), &bias) in hidden.iter_mut().zip(activated).zip(product).zip(bias) {
+                let value = product + bias;
+                *hidden = A::to_narrow(value);
+                *activated = A::to_narrow(gelu(value));
+            }
+        }
+    };
+}

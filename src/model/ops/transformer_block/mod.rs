@@ -1,0 +1,284 @@
+//! A pre-norm transformer block as one operation: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+//!
+//! Why one: between its parts everything of a few images fits the second-level cache, where separate operations would
+//! write and read the whole batch's activations a dozen times. What the backward pass needs is kept in the products' own
+//! type (half as large for bf16); norms, probabilities and GELU are computed again.
+//!
+//! Parts: tiles of whole images. Parameters arrive as one vector ([`BlockLayout`]), because an operation takes at most
+//! three tensors; their gradient is summed over [`GRADIENT_PARTS`] fixed groups of tiles, combined in order.
+
+mod attention;
+mod backward;
+mod forward;
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+
+use super::arithmetic::{Arithmetic, Full, Precision};
+use super::bf16::Bf16;
+use super::has_kernel;
+use super::kernel::{View, into_storage, slice, tensor_like};
+
+/// Rows of a tile, if its images are shorter: the tile's activations then stay in a second-level cache of 1 MiB, and the
+/// weights that are read once for it are used often enough.
+const TILE_ROWS: usize = 256;
+/// Partial sums of the parameters' gradient: each costs one copy of them, and no more threads than this can help.
+const GRADIENT_PARTS: usize = 16;
+/// Width of the hidden layer over the block's.
+const MLP_RATIO: usize = 4;
+
+/// Where each parameter of a block of some width lies in the one vector that holds them all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockLayout {
+    pub width: usize,
+}
+
+/// A block's parameters, in the order in which they lie in the vector. Weights are `[outputs, inputs]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockParameter {
+    Norm1Weight,
+    Norm1Bias,
+    QkvWeight,
+    QkvBias,
+    ProjWeight,
+    ProjBias,
+    Norm2Weight,
+    Norm2Bias,
+    Fc1Weight,
+    Fc1Bias,
+    Fc2Weight,
+    Fc2Bias,
+}
+
+impl BlockParameter {
+    pub const ALL: [BlockParameter; 12] = [
+        BlockParameter::Norm1Weight,
+        BlockParameter::Norm1Bias,
+        BlockParameter::QkvWeight,
+        BlockParameter::QkvBias,
+        BlockParameter::ProjWeight,
+        BlockParameter::ProjBias,
+        BlockParameter::Norm2Weight,
+        BlockParameter::Norm2Bias,
+        BlockParameter::Fc1Weight,
+        BlockParameter::Fc1Bias,
+        BlockParameter::Fc2Weight,
+        BlockParameter::Fc2Bias,
+    ];
+}
+
+impl BlockLayout {
+    pub fn shape(self, parameter: BlockParameter) -> Vec<usize> {
+        let (width, hidden) = (self.width, MLP_RATIO * self.width);
+        match parameter {
+            BlockParameter::QkvWeight => vec![3 * width, width],
+            BlockParameter::QkvBias => vec![3 * width],
+            BlockParameter::ProjWeight => vec![width, width],
+            BlockParameter::Fc1Weight => vec![hidden, width],
+            BlockParameter::Fc1Bias => vec![hidden],
+            BlockParameter::Fc2Weight => vec![width, hidden],
+            _ => vec![width],
+        }
+    }
+
+    fn elements(self, parameter: BlockParameter) -> usize {
+        self.shape(parameter).iter().product()
+    }
+
+    /// Elements of the whole vector.
+    pub fn len(self) -> usize {
+        BlockParameter::ALL.into_iter().map(|parameter| self.elements(parameter)).sum()
+    }
+
+    fn range(self, parameter: BlockParameter) -> Range<usize> {
+        let before = BlockParameter::ALL.into_iter().take_while(|other| *other != parameter);
+        let start = before.map(|other| self.elements(other)).sum();
+        start..start + self.elements(parameter)
+    }
+}
+
+/// What a block computes besides its parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockSpec {
+    pub heads: usize,
+    pub norm_eps: f64,
+    pub precision: Precision,
+}
+
+/// `x` [batch, tokens, width], `parameters` a vector in [`BlockLayout`]'s order -> [batch, tokens, width].
+/// The width must be a multiple of the heads; of twice the heads for bf16.
+pub fn transformer_block(x: &Tensor, parameters: &Tensor, spec: BlockSpec) -> Result<Tensor> {
+    if !has_kernel(x) {
+        return reference(x, parameters, spec);
+    }
+    let tracked = x.track_op() || parameters.track_op();
+    let (x, parameters) = (x.contiguous()?, parameters.contiguous()?);
+    let geometry = Geometry::of(x.layout(), parameters.layout(), spec)?;
+    match (x.dtype(), spec.precision) {
+        (DType::F64, _) => x.apply_op2(&parameters, Block::new(geometry, Full::<f64>::new(), tracked)),
+        (_, Precision::F32) => x.apply_op2(&parameters, Block::new(geometry, Full::<f32>::new(), tracked)),
+        (_, Precision::Bf16) => x.apply_op2(&parameters, Block::new(geometry, Bf16::new(), tracked)),
+    }
+}
+
+pub(super) fn reference(x: &Tensor, parameters: &Tensor, spec: BlockSpec) -> Result<Tensor> {
+    let layout = BlockLayout { width: x.dim(2)? };
+    let parameter = |parameter| {
+        let range = layout.range(parameter);
+        parameters.narrow(0, range.start, range.len())?.reshape(layout.shape(parameter))
+    };
+    let linear =
+        |x: &Tensor, weight, bias| super::linear::reference(x, &parameter(weight)?, Some(&parameter(bias)?));
+    let norm = |x: &Tensor, weight, bias| {
+        super::layer_norm::reference(x, &parameter(weight)?, &parameter(bias)?, spec.norm_eps)
+    };
+    use BlockParameter as P;
+    let qkv = linear(&norm(x, P::Norm1Weight, P::Norm1Bias)?, P::QkvWeight, P::QkvBias)?;
+    let attended = attention::reference(&qkv, spec.heads)?;
+    let x = (x + linear(&attended, P::ProjWeight, P::ProjBias)?)?;
+    let hidden = linear(&norm(&x, P::Norm2Weight, P::Norm2Bias)?, P::Fc1Weight, P::Fc1Bias)?;
+    &x + linear(&super::gelu::reference(&hidden)?, P::Fc2Weight, P::Fc2Bias)?
+}
+
+#[derive(Clone, Copy)]
+struct Geometry {
+    batch: usize,
+    tokens: usize,
+    width: usize,
+    heads: usize,
+    norm_eps: f64,
+}
+
+impl Geometry {
+    fn of(x: &Layout, parameters: &Layout, spec: BlockSpec) -> Result<Self> {
+        let BlockSpec { heads, norm_eps, precision } = spec;
+        let (batch, tokens, width) = x.shape().dims3()?;
+        let multiple = if precision == Precision::Bf16 { 2 * heads } else { heads };
+        if heads == 0 || batch * tokens * width == 0 || width % multiple != 0 {
+            bail!("transformer-block: {heads} heads do not fit {:?} in {precision:?}", x.shape());
+        }
+        let expected = BlockLayout { width }.len();
+        if parameters.dims() != [expected] {
+            bail!(
+                "transformer-block: {:?} are not the {expected} parameters of width {width}",
+                parameters.shape()
+            );
+        }
+        Ok(Geometry { batch, tokens, width, heads, norm_eps })
+    }
+
+    fn hidden(&self) -> usize {
+        MLP_RATIO * self.width
+    }
+
+    fn layout(&self) -> BlockLayout {
+        BlockLayout { width: self.width }
+    }
+
+    fn images_per_tile(&self) -> usize {
+        (TILE_ROWS / self.tokens).max(1)
+    }
+
+    /// Rows of a whole tile; the last one may have fewer.
+    fn rows_per_tile(&self) -> usize {
+        self.images_per_tile() * self.tokens
+    }
+
+    fn rows(&self) -> usize {
+        self.batch * self.tokens
+    }
+}
+
+/// What the backward pass reads besides the input, for all rows.
+struct Saved<A: Arithmetic> {
+    /// [rows, width]: the sum between attention and MLP.
+    middle: Vec<A::Wide>,
+    /// [rows, 3 width]: queries, keys, values.
+    qkv: Vec<A::Narrow>,
+    /// [rows, width]: the heads' results side by side.
+    attended: Vec<A::Narrow>,
+    /// [rows, hidden]: before GELU.
+    hidden: Vec<A::Narrow>,
+}
+
+impl<A: Arithmetic> Saved<A> {
+    fn new(geometry: &Geometry, rows: usize) -> Self {
+        let narrow = |width: usize| vec![A::Narrow::default(); rows * width];
+        Saved {
+            middle: vec![<A::Wide as super::kernel::Real>::ZERO; rows * geometry.width],
+            qkv: narrow(3 * geometry.width),
+            attended: narrow(geometry.width),
+            hidden: narrow(geometry.hidden()),
+        }
+    }
+}
+
+struct Block<A: Arithmetic> {
+    geometry: Geometry,
+    arithmetic: A,
+    /// False where no gradient will be asked for: nothing is kept then.
+    tracked: bool,
+    /// Set by the forward pass, read by the backward pass.
+    saved: OnceLock<Saved<A>>,
+}
+
+impl<A: Arithmetic> Block<A> {
+    fn new(geometry: Geometry, arithmetic: A, tracked: bool) -> Self {
+        Block { geometry, arithmetic, tracked, saved: OnceLock::new() }
+    }
+}
+
+impl<A: Arithmetic> CustomOp2 for Block<A> {
+    fn name(&self) -> &'static str {
+        "transformer-block"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        if s1.dtype() != s2.dtype() {
+            bail!("transformer-block: input of {:?}, parameters of {:?}", s1.dtype(), s2.dtype());
+        }
+        let (x, parameters) = (slice::<A::Wide>(s1, l1)?, slice::<A::Wide>(s2, l2)?);
+        let mut buffers = forward::WeightBuffers::<A>::default();
+        let pass = forward::Forward::new(self.geometry, self.arithmetic, parameters, &mut buffers);
+        let y = if self.tracked {
+            let mut saved = Saved::new(&self.geometry, self.geometry.rows());
+            let y = pass.run_and_save(x, &mut saved);
+            if self.saved.set(saved).is_err() {
+                bail!("transformer-block: one operation applied twice");
+            }
+            y
+        } else {
+            pass.run(x)
+        };
+        Ok((into_storage(y), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        parameters: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(saved) = self.saved.get() else { bail!("transformer-block: backward before forward") };
+        let grad = grad.contiguous()?;
+        let (x_view, parameter_view, grad) = (View::of(x), View::of(parameters), View::of(&grad));
+        let mut buffers = forward::WeightBuffers::<A>::default();
+        let pass =
+            backward::Backward::new(self.geometry, self.arithmetic, parameter_view.slice()?, &mut buffers);
+        let (dx, dparameters) = pass.run(x_view.slice()?, saved, grad.slice()?);
+        Ok((Some(tensor_like(dx, x)?), Some(tensor_like(dparameters, parameters)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
