@@ -7,6 +7,7 @@ pub mod bootstrap;
 pub mod drift;
 mod eigen;
 pub mod evaluate;
+mod exp;
 pub mod forgetting;
 pub mod gate;
 #[cfg(test)]

@@ -6,21 +6,22 @@ fn accuracy_and_weights_equal_scikit_learns() {
     let (points, labels, split) = (golden::points(), golden::labels(), golden::halves());
     assert!((linear(&points, &labels, &split) - golden::LINEAR).abs() < 1e-12);
 
-    let x = Matrix::from_embeddings(&points.select(&split.bank));
+    let x = points.select(&split.bank);
     let problem = Problem {
         x: Standardiser::fit(&x).apply(&x),
         targets: (0..60).map(|i| i % 3).collect(),
         classes: 3,
         l2: 1.0 / 60.0,
     };
-    let weights = minimise(&problem);
+    let weights = lbfgs::minimise(&problem);
     let squared: f64 = weights[..18].iter().map(|weight| weight * weight).sum();
     assert!((squared - golden::WEIGHTS).abs() < 1e-3, "{squared}");
 }
 
 #[test]
 fn the_gradient_equals_finite_differences() {
-    let x = Matrix::from_embeddings(&golden::points().select(&(0..20).collect::<Vec<_>>()));
+    let points = golden::points().select(&(0..20).collect::<Vec<_>>());
+    let x = Matrix { rows: 20, cols: 6, data: points.data };
     let problem = Problem { x, targets: (0..20).map(|i| i % 3).collect(), classes: 3, l2: 0.1 };
     let weights: Vec<f64> = (0..21).map(|i| 0.1 * f64::from(i) - 1.0).collect();
     let (_, gradient) = problem.evaluate(&weights);
@@ -30,8 +31,9 @@ fn the_gradient_equals_finite_differences() {
             moved[index] += offset;
             problem.evaluate(&moved).0
         };
-        let numeric = (at(1e-6) - at(-1e-6)) / 2e-6;
-        assert!((numeric - gradient[index]).abs() < 1e-7, "{index}: {numeric} {}", gradient[index]);
+        // Logits are f32: smaller steps would drown in their rounding.
+        let numeric = (at(1e-2) - at(-1e-2)) / 2e-2;
+        assert!((numeric - gradient[index]).abs() < 2e-5, "{index}: {numeric} {}", gradient[index]);
     }
 }
 
