@@ -14,7 +14,7 @@ use super::Embeddings;
 const BLOCK: usize = 512;
 
 /// Columns of a Gram matrix that are computed together. Smaller saves more of its redundant half, but is slower per product.
-const PANEL: usize = 128;
+const PANEL: usize = 64;
 
 /// f32 and f64: what `gemm` has kernels for.
 pub(super) trait Real: Copy + Send + Sync + Into<f64> + 'static {

@@ -5,8 +5,8 @@
 //! (`LogisticRegression(C=1)`): mean cross-entropy + |W|^2 / (2 n), biases free.
 //!
 //! Fast because features, logits and each block's gradient are f32 (an error of some 1e-8 of a gradient that is followed
-//! down to 1e-5), a block stays in the cache for both of its products, and the preconditioner (`lbfgs`) saves two
-//! thirds of the evaluations. Weights, sums over blocks and L-BFGS's own state are f64.
+//! down to 1e-5), features lie as each product reads them, and the preconditioner (`lbfgs`) saves two thirds of the
+//! evaluations. Weights, sums over blocks and L-BFGS's own state are f64.
 
 mod lbfgs;
 
@@ -70,12 +70,8 @@ fn probe(embeddings: &Embeddings, labels: &[u32], bank: &[usize], queries: &[usi
     let class_of = |row: usize| classes.binary_search(&labels[row]).ok();
     let x = embeddings.select(bank);
     let standardiser = Standardiser::fit(&x);
-    let problem = Problem {
-        x: standardiser.apply(&x),
-        targets: bank.iter().filter_map(|&row| class_of(row)).collect(),
-        classes: classes.len(),
-        l2: 1.0 / bank.len() as f64,
-    };
+    let targets = bank.iter().filter_map(|&row| class_of(row)).collect();
+    let problem = Problem::new(standardiser.apply(&x), targets, classes.len(), 1.0 / bank.len() as f64);
     let answers =
         problem.classify(&lbfgs::minimise(&problem), &standardiser.apply(&embeddings.select(queries)));
     let hits =
@@ -98,12 +94,21 @@ fn largest(values: &[f32]) -> usize {
 struct Problem {
     /// `[n, d]`, standardised.
     x: Matrix<f32>,
+    /// The same with each block transposed, `[d, rows]`: logits and gradient both read memory in order.
+    transposed: Vec<f32>,
     targets: Vec<usize>,
     classes: usize,
     l2: f64,
 }
 
 impl Problem {
+    fn new(x: Matrix<f32>, targets: Vec<usize>, classes: usize, l2: f64) -> Self {
+        let blocks = x.data.par_chunks(BLOCK * x.cols).flat_map_iter(|block| {
+            (0..x.cols).flat_map(move |column| block[column..].iter().step_by(x.cols).copied())
+        });
+        Self { transposed: blocks.collect(), x, targets, classes, l2 }
+    }
+
     /// How many of the weights are `W`'s.
     fn slopes(&self) -> usize {
         self.x.cols * self.classes
@@ -144,12 +149,17 @@ impl Problem {
     /// Sums over some rows: the cross-entropy and its gradient.
     fn part(&self, weights: &[f32], rows: Range<usize>) -> (f64, Vec<f32>) {
         let (w, biases) = weights.split_at(self.slopes());
-        let (x, targets) = (self.x.view().row_range(rows.clone()), &self.targets[rows]);
-        let logits = product(x, View::new(w, self.classes, self.x.cols).t());
-        let (loss, residual) = softmax_residual(&logits, biases, targets);
+        let (d, targets) = (self.x.cols, &self.targets[rows.clone()]);
+        let transposed = &self.transposed[rows.start * d..rows.end * d];
+        let mut residual = product(View::new(w, self.classes, d), View::new(transposed, d, targets.len()));
+        let loss = softmax_residual(&mut residual, biases, targets);
         let mut gradient = vec![0.0; weights.len()];
         let (slopes, bias_slopes) = gradient.split_at_mut(self.slopes());
-        product_into(slopes, View::new(&residual, self.classes, targets.len()), x);
+        product_into(
+            slopes,
+            View::new(&residual, self.classes, targets.len()),
+            self.x.view().row_range(rows),
+        );
         for (slope, class) in bias_slopes.iter_mut().zip(residual.chunks_exact(targets.len())) {
             *slope = class.iter().sum();
         }
@@ -157,35 +167,34 @@ impl Problem {
     }
 }
 
-/// From `logits [rows, classes]` without their biases: the sum of the rows' cross-entropies, and probability minus
-/// target as `[classes, rows]`, in which neighbours are computed alike and so together.
-fn softmax_residual(logits: &[f32], biases: &[f32], targets: &[usize]) -> (f64, Vec<f32>) {
-    let (rows, classes) = (targets.len(), biases.len());
-    let mut residual = vec![0.0; logits.len()];
+/// Turns logits `[classes, rows]` without their biases into probability minus target; returns the sum of the rows'
+/// cross-entropies. Rows lie side by side, so that several are computed at once.
+fn softmax_residual(logits: &mut [f32], biases: &[f32], targets: &[usize]) -> f64 {
+    let rows = targets.len();
     let mut largest = vec![f32::NEG_INFINITY; rows];
-    for (class, out) in residual.chunks_exact_mut(rows).enumerate() {
-        for (row, (out, largest)) in out.iter_mut().zip(&mut largest).enumerate() {
-            *out = logits[row * classes + class] + biases[class];
-            *largest = if *out > *largest { *out } else { *largest };
+    for (class, bias) in logits.chunks_exact_mut(rows).zip(biases) {
+        for (logit, largest) in class.iter_mut().zip(&mut largest) {
+            *logit += bias;
+            *largest = if *logit > *largest { *logit } else { *largest };
         }
     }
     let of_targets: Vec<f32> =
-        targets.iter().enumerate().map(|(row, class)| residual[class * rows + row]).collect();
+        targets.iter().enumerate().map(|(row, class)| logits[class * rows + row]).collect();
     let mut sums = vec![0.0_f32; rows];
-    for out in residual.chunks_exact_mut(rows) {
-        for ((out, sum), largest) in out.iter_mut().zip(&mut sums).zip(&largest) {
-            *out = exp(*out - largest);
-            *sum += *out;
+    for class in logits.chunks_exact_mut(rows) {
+        for ((logit, sum), largest) in class.iter_mut().zip(&mut sums).zip(&largest) {
+            *logit = exp(*logit - largest);
+            *sum += *logit;
         }
     }
     let terms = largest.iter().zip(&sums).zip(&of_targets);
     let loss = terms.map(|((&max, &sum), &target)| f64::from(max - target) + f64::from(sum).ln()).sum();
     sums.iter_mut().for_each(|sum| *sum = 1.0 / *sum);
-    for out in residual.chunks_exact_mut(rows) {
-        out.iter_mut().zip(&sums).for_each(|(out, scale)| *out *= scale);
+    for class in logits.chunks_exact_mut(rows) {
+        class.iter_mut().zip(&sums).for_each(|(value, scale)| *value *= scale);
     }
-    targets.iter().enumerate().for_each(|(row, class)| residual[class * rows + row] -= 1.0);
-    (loss, residual)
+    targets.iter().enumerate().for_each(|(row, class)| logits[class * rows + row] -= 1.0);
+    loss
 }
 
 fn narrow(values: &[f64]) -> Vec<f32> {

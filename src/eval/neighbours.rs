@@ -10,13 +10,13 @@ use super::Embeddings;
 use super::linalg::{View, product_into};
 
 /// Queries compared at a time: larger leaves cores idle on small sets, smaller packs the bank more often.
-const BLOCK: usize = 256;
+const BLOCK: usize = 512;
 
 /// Bank rows compared at a time: `BLOCK * TILE` f32 fit a core's second-level cache of 1 MiB.
-const TILE: usize = 512;
+const TILE: usize = 256;
 
 /// Similarities that are tested against the k-th best at once.
-const LANES: usize = 16;
+const LANES: usize = 32;
 
 /// A bank row and its cosine similarity to the query.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,9 +79,9 @@ impl Nearest {
     fn offer_all(&mut self, first_row: usize, similarities: &[f32]) {
         let (chunks, rest) = similarities.as_chunks::<LANES>();
         for (row, chunk) in (first_row..).step_by(LANES).zip(chunks) {
-            // Without an early exit, so that whole registers are compared.
+            // Counted, not searched: without an early exit whole registers are compared.
             let bar = self.bar;
-            if chunk.iter().fold(false, |any, &similarity| any | (similarity > bar)) {
+            if chunk.iter().map(|&similarity| u32::from(similarity > bar)).sum::<u32>() > 0 {
                 self.offer_each(row, chunk);
             }
         }
