@@ -34,7 +34,7 @@ const BLOCK: usize = 256;
 /// `embeddings` `[n, d]`, one label a row.
 ///
 /// # Panics
-/// If the bank or the queries are empty or name rows that don't exist.
+/// If the bank or the queries are empty or name rows that don't exist, or a value is not finite.
 pub fn linear(embeddings: &Embeddings, labels: &[u32], split: &Split) -> f64 {
     probe(embeddings, labels, &split.bank, &split.queries)
 }
@@ -103,7 +103,7 @@ struct Problem {
 
 impl Problem {
     fn new(x: Matrix<f32>, targets: Vec<usize>, classes: usize, l2: f64) -> Self {
-        let blocks = x.data.par_chunks(BLOCK * x.cols).flat_map_iter(|block| {
+        let blocks = x.data.par_chunks(BLOCK * x.cols.max(1)).flat_map_iter(|block| {
             (0..x.cols).flat_map(move |column| block[column..].iter().step_by(x.cols).copied())
         });
         Self { transposed: blocks.collect(), x, targets, classes, l2 }

@@ -20,6 +20,10 @@ const MAX_ITERATIONS: usize = 300;
 /// The fit ends when no component of the gradient of the mean loss is larger.
 const GRADIENT_TOLERANCE: f64 = 1e-5;
 
+/// Added to the preconditioner's diagonal, in parts of its trace. Less, and the rounding of f32 products could make the
+/// Hessian of a collapsed embedding indefinite; more forgets how features are correlated.
+const DAMPING: f64 = 1e-5;
+
 /// The weights, as `Problem` lays them out.
 pub(super) fn minimise(problem: &Problem) -> Vec<f64> {
     let preconditioner = Preconditioner::new(problem);
@@ -59,8 +63,10 @@ impl Preconditioner {
         let (n, classes) = (problem.x.rows as f64, problem.classes);
         let mut hessian = gram(problem.x.view());
         hessian.data.iter_mut().for_each(|value| *value /= n * classes as f64);
-        for i in 0..hessian.rows {
-            hessian.data[i * hessian.cols + i] += problem.l2;
+        let d = hessian.rows;
+        let trace: f64 = (0..d).map(|i| hessian.data[i * d + i]).sum();
+        for i in 0..d {
+            hessian.data[i * d + i] += problem.l2 + DAMPING * trace;
         }
         let inverse =
             inverse(hessian.view()).expect("a Gram matrix plus a positive diagonal is positive definite");

@@ -75,3 +75,16 @@ fn the_fit_ends_where_the_gradient_is_small() {
     let (_, gradient) = problem.evaluate(&lbfgs::minimise(&problem));
     assert!(gradient.iter().all(|slope| slope.abs() <= 1e-5), "{gradient:?}");
 }
+
+/// All columns say the same, so XᵀX has rank one and what f32 rounds off it is larger than the regularisation.
+#[test]
+fn a_collapsed_embedding_is_fitted() {
+    let (rows, dim) = (6000, 96);
+    let side = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
+    let data =
+        (0..rows * dim).map(|i| (i % dim + 1) as f32 * (side(i / dim) + ((i / dim) as f32).sin() * 0.5));
+    let points = Embeddings::new(rows, dim, data.collect());
+    let labels: Vec<u32> = (0..rows as u32).map(|i| i % 2).collect();
+    let split = Split { bank: (0..5000).collect(), queries: (5000..6000).collect() };
+    assert_eq!(linear(&points, &labels, &split), 1.0);
+}
