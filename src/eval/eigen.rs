@@ -96,6 +96,7 @@ fn shifted_step(d: &mut [f64], e: &mut [f64], low: usize, high: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::linalg::gram;
     use crate::eval::random::SplitMix64;
 
     fn uniform(random: &mut SplitMix64) -> f64 {
@@ -117,7 +118,7 @@ mod tests {
     fn sum_and_sum_of_squares_are_the_trace_and_the_squared_norm() {
         let mut random = SplitMix64::new(3);
         let x = Matrix { rows: 50, cols: 80, data: (0..4000).map(|_| uniform(&mut random)).collect() };
-        let gram = x.t_times(&x);
+        let gram = gram(x.view());
         let trace: f64 = (0..80).map(|i| gram.data[i * 81]).sum();
         let norm = gram.squared_norm();
         let values = symmetric_eigenvalues(gram);

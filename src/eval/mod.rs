@@ -7,6 +7,7 @@ pub mod bootstrap;
 pub mod drift;
 mod eigen;
 pub mod evaluate;
+mod exp;
 pub mod forgetting;
 pub mod gate;
 #[cfg(test)]
@@ -168,4 +169,43 @@ pub struct Evaluation {
     pub finite: bool,
     pub new_probe: Option<NewProbeEvaluation>,
     pub probes: Vec<ProbeEvaluation>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::random::SplitMix64;
+    use super::split::Split;
+    use super::*;
+
+    /// Every measure of 1,300 x 70 values: several blocks of each kind, none of them full at the end.
+    fn measures() -> Vec<u64> {
+        let mut random = SplitMix64::new(5);
+        let mut cloud = || {
+            let data = (0..1300 * 70).map(|i| (random.next() >> 40) as f32 / 1e7 + (i % 210) as f32 * 0.01);
+            Embeddings::new(1300, 70, data.collect())
+        };
+        let (x, y) = (cloud(), cloud());
+        let labels: Vec<u32> = (0..1300).map(|i| i % 6).collect();
+        let split = Split { bank: (0..700).collect(), queries: (700..1300).collect() };
+        let values = [
+            knn::knn(&x, &labels, &split, 20).accuracy,
+            linear_probe::linear(&x, &labels, &split),
+            linear_probe::few_shot(&x, &labels, &split),
+            drift::linear_cka(&x, &y),
+            drift::neighbour_overlap(&x, &y, 20),
+            drift::recoverability(&x, &y, &split),
+            drift::uniformity(&x),
+            drift::effective_rank(&x),
+        ];
+        values.map(f64::to_bits).to_vec()
+    }
+
+    #[test]
+    fn one_thread_and_three_measure_the_same_bits() {
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(measures)
+        };
+        assert_eq!(on(1), on(3));
+    }
 }

@@ -1,14 +1,22 @@
-//! Nearest neighbours by cosine similarity, exact: blocks of queries against the whole bank.
+//! Nearest neighbours by cosine similarity, exact: blocks of queries against tiles of the bank.
 //!
 //! Rows are independent and blocks have a fixed size, so the result is the same for any number of threads.
+//! Fast because a tile's similarities are read while they lie in the cache, and all but the few that beat the k-th
+//! best so far are passed over in groups.
 
 use rayon::prelude::*;
 
 use super::Embeddings;
-use super::linalg::{View, product};
+use super::linalg::{View, product_into};
 
-/// Queries compared at a time: larger uses more memory (`BLOCK * bank` f32 a thread), smaller packs the bank more often.
-const BLOCK: usize = 128;
+/// Queries compared at a time: larger leaves cores idle on small sets, smaller packs the bank more often.
+const BLOCK: usize = 512;
+
+/// Bank rows compared at a time: `BLOCK * TILE` f32 fit a core's second-level cache of 1 MiB.
+const TILE: usize = 256;
+
+/// Similarities that are tested against the k-th best at once.
+const LANES: usize = 32;
 
 /// A bank row and its cosine similarity to the query.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,7 +26,7 @@ pub(super) struct Neighbour {
 }
 
 /// For each query the `k` most similar bank rows, most similar first, equal ones by row. `k` is capped at the
-/// bank's size. Both sides must be L2-normalised. With `skip_same_row`, bank row i is no neighbour of query i.
+/// bank's size. Both sides must be finite and L2-normalised. With `skip_same_row`, bank row i is no neighbour of query i.
 pub(super) fn nearest(
     queries: &Embeddings,
     bank: &Embeddings,
@@ -26,40 +34,77 @@ pub(super) fn nearest(
     skip_same_row: bool,
 ) -> Vec<Vec<Neighbour>> {
     assert_eq!(queries.dim, bank.dim, "one space");
-    let block_values = BLOCK * queries.dim.max(1);
-    let blocks: Vec<Vec<Vec<Neighbour>>> = queries
-        .data
-        .par_chunks(block_values)
-        .enumerate()
-        .map(|(number, block)| {
-            let rows = block.len() / queries.dim.max(1);
-            let similarities =
-                product(View::new(block, rows, queries.dim), View::new(&bank.data, bank.rows, bank.dim).t());
-            (0..rows)
-                .map(|row| {
-                    let skip = skip_same_row.then_some(number * BLOCK + row);
-                    top(&similarities[row * bank.rows..(row + 1) * bank.rows], k, skip)
-                })
-                .collect()
+    assert!(k > 0);
+    let all = View::new(&queries.data, queries.rows, queries.dim);
+    let bank = View::new(&bank.data, bank.rows, bank.dim);
+    let blocks: Vec<Vec<Nearest>> = (0..queries.rows.div_ceil(BLOCK))
+        .into_par_iter()
+        .map(|block| {
+            let rows = block * BLOCK..((block + 1) * BLOCK).min(queries.rows);
+            let found = rows.clone().map(|row| Nearest::new(k, skip_same_row.then_some(row))).collect();
+            search(all.row_range(rows), bank, found)
         })
         .collect();
-    blocks.into_iter().flatten().collect()
+    blocks.into_iter().flatten().map(|nearest| nearest.found).collect()
 }
 
-fn top(similarities: &[f32], k: usize, skip: Option<usize>) -> Vec<Neighbour> {
-    let mut all: Vec<Neighbour> = similarities
-        .iter()
-        .enumerate()
-        .filter(|(row, _)| Some(*row) != skip)
-        .map(|(row, &similarity)| Neighbour { row, similarity })
-        .collect();
-    let order = |a: &Neighbour, b: &Neighbour| b.similarity.total_cmp(&a.similarity).then(a.row.cmp(&b.row));
-    if k < all.len() {
-        all.select_nth_unstable_by(k, order);
-        all.truncate(k);
+fn search(queries: View<f32>, bank: View<f32>, mut found: Vec<Nearest>) -> Vec<Nearest> {
+    let mut similarities = vec![0.0; found.len() * TILE];
+    for start in (0..bank.rows()).step_by(TILE) {
+        let tile = start..(start + TILE).min(bank.rows());
+        let similarities = &mut similarities[..found.len() * tile.len()];
+        product_into(similarities, queries, bank.row_range(tile.clone()).t());
+        for (nearest, similarities) in found.iter_mut().zip(similarities.chunks_exact(tile.len())) {
+            nearest.offer_all(start, similarities);
+        }
     }
-    all.sort_by(order);
-    all
+    found
+}
+
+/// The best of the bank rows that one query has been compared with, which come in ascending order.
+struct Nearest {
+    k: usize,
+    skip: Option<usize>,
+    /// Most similar first, at most `k`.
+    found: Vec<Neighbour>,
+    /// What a row must surpass: the similarity of the k-th, or minus infinity while there are fewer.
+    bar: f32,
+}
+
+impl Nearest {
+    fn new(k: usize, skip: Option<usize>) -> Self {
+        Self { k, skip, found: Vec::new(), bar: f32::NEG_INFINITY }
+    }
+
+    fn offer_all(&mut self, first_row: usize, similarities: &[f32]) {
+        let (chunks, rest) = similarities.as_chunks::<LANES>();
+        for (row, chunk) in (first_row..).step_by(LANES).zip(chunks) {
+            // Counted, not searched: without an early exit whole registers are compared.
+            let bar = self.bar;
+            if chunk.iter().map(|&similarity| u32::from(similarity > bar)).sum::<u32>() > 0 {
+                self.offer_each(row, chunk);
+            }
+        }
+        self.offer_each(first_row + chunks.as_flattened().len(), rest);
+    }
+
+    fn offer_each(&mut self, first_row: usize, similarities: &[f32]) {
+        for (row, &similarity) in (first_row..).zip(similarities) {
+            if similarity > self.bar && Some(row) != self.skip {
+                self.insert(Neighbour { row, similarity });
+            }
+        }
+    }
+
+    fn insert(&mut self, new: Neighbour) {
+        // After its equals: they have smaller rows.
+        let place = self.found.partition_point(|other| other.similarity >= new.similarity);
+        self.found.truncate(self.k - 1);
+        self.found.insert(place, new);
+        if self.found.len() == self.k {
+            self.bar = self.found[self.k - 1].similarity;
+        }
+    }
 }
 
 #[cfg(test)]
