@@ -171,7 +171,8 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Starts `workers` threads that decode and augment.
+    /// Starts `workers` threads that decode and augment: as many as compute, with the same right to the cores. With
+    /// fewer, or at a lower priority, steps were measured to wait for large frames and to be no shorter otherwise.
     pub fn start(
         plan: &BatchPlan,
         maker: ViewMaker,
