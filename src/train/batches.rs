@@ -11,9 +11,9 @@ use std::thread::JoinHandle;
 
 use rayon::prelude::*;
 
-use crate::model::preprocess::{MAX_PIXELS, PreprocessError, Preprocessing, decode_rgb};
+use crate::model::preprocess::{MAX_PIXELS, PreprocessError, Preprocessing, RgbFrame};
 
-use super::augment::augmented_view;
+use super::augment::{Scratch, augmented_view};
 use super::frames::FrameSet;
 use super::rng::{Domain, Draws, Place, permutation};
 use super::spec::{Augmentation, Optimisation};
@@ -104,6 +104,13 @@ impl Picker {
     }
 }
 
+/// What one thread needs to make views; it goes with the batch, or one huge frame would be paid for to the end.
+#[derive(Default)]
+struct Memory {
+    decoded: RgbFrame,
+    scratch: Scratch,
+}
+
 /// Makes pairs of augmented views of frames.
 #[derive(Debug, Clone)]
 pub struct ViewMaker {
@@ -124,20 +131,25 @@ impl ViewMaker {
             .par_chunks_exact_mut(view_len)
             .zip(second.par_chunks_exact_mut(view_len))
             .zip(indices)
-            .try_for_each(|((first, second), frame)| self.pair(domain, step, *frame, [first, second]))?;
+            .try_for_each_init(Memory::default, |memory, ((first, second), frame)| {
+                let place = Place { domain, step: step as u32, frame: *frame as u32, view: 0 };
+                self.pair(place, memory, [first, second])
+            })?;
         Ok(views)
     }
 
-    fn pair(&self, domain: Domain, step: u64, frame: usize, out: [&mut [f32]; 2]) -> Result<(), BatchError> {
+    /// Both views of `place.frame`.
+    fn pair(&self, place: Place, memory: &mut Memory, out: [&mut [f32]; 2]) -> Result<(), BatchError> {
+        let frame = place.frame as usize;
         let read = |source| BatchError::Read { frame, source };
         let image = |source| BatchError::Image { frame, source };
         let bytes = self.frames.bytes(frame).map_err(read)?;
-        let decoded = decode_rgb(&bytes, MAX_PIXELS).map_err(image)?;
+        let Memory { decoded, scratch } = memory;
+        decoded.decode(&bytes, MAX_PIXELS).map_err(image)?;
         for (view, out) in (0..).zip(out) {
-            let place = Place { domain, step: step as u32, frame: frame as u32, view };
-            let mut draws = Draws::new(self.seed, place);
+            let mut draws = Draws::new(self.seed, Place { view, ..place });
             let (parameters, preprocessing) = (&self.augmentation, &self.preprocessing);
-            augmented_view(&decoded, parameters, preprocessing, &mut draws, out).map_err(image)?;
+            augmented_view(decoded, parameters, preprocessing, &mut draws, scratch, out).map_err(image)?;
         }
         Ok(())
     }
@@ -159,7 +171,8 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Starts `workers` threads that decode and augment.
+    /// Starts `workers` threads that decode and augment: as many as compute, with the same right to the cores. With
+    /// fewer, or at a lower priority, steps were measured to wait for large frames and to be no shorter otherwise.
     pub fn start(
         plan: &BatchPlan,
         maker: ViewMaker,

@@ -123,7 +123,7 @@ pub struct Optimisation {
     pub clip_norm: f64,
 }
 
-/// SimCLR's augmentation. Ranges and probabilities; see `train/augment.rs`.
+/// SimCLR's augmentation. Ranges and probabilities; see `train/augment/`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Augmentation {
     /// Share of the frame's area that a crop keeps, smallest and largest.
