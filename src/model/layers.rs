@@ -4,7 +4,7 @@
 
 use candle_core::Tensor;
 
-use super::ops::{self, Activation, BatchNormInput, Moments, Window};
+use super::ops::{self, Activation, BatchNormInput, Moments, Precision, Window};
 use super::weights::{Buffer, Weights};
 use super::{Mode, ModelError};
 
@@ -16,6 +16,7 @@ const BATCH_NORM_MOMENTUM: f64 = 0.1;
 pub(super) struct Conv {
     weight: Tensor,
     window: Window,
+    precision: Precision,
 }
 
 impl Conv {
@@ -24,13 +25,14 @@ impl Conv {
         name: &str,
         channels: (usize, usize),
         window: Window,
+        precision: Precision,
     ) -> Result<Self, ModelError> {
         let shape = [channels.1, channels.0, window.kernel, window.kernel];
-        Ok(Conv { weight: weights.get_shaped(&format!("{name}.weight"), &shape)?, window })
+        Ok(Conv { weight: weights.get_shaped(&format!("{name}.weight"), &shape)?, window, precision })
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(ops::conv2d(x, &self.weight, self.window)?)
+        Ok(ops::conv2d(x, &self.weight, self.window, self.precision)?)
     }
 }
 

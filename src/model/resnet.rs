@@ -127,15 +127,18 @@ impl Plan {
         specs
     }
 
-    pub(super) fn build(&self, weights: &Weights, _precision: Precision) -> Result<ResNet, ModelError> {
+    pub(super) fn build(&self, weights: &Weights, precision: Precision) -> Result<ResNet, ModelError> {
         let blocks = self.blocks();
         Ok(ResNet {
             image_size: self.image_size,
             feature_dim: self.feature_dim(),
-            conv1: Conv::new(weights, "conv1", (3, self.stem_channels), self.stem)?,
+            conv1: Conv::new(weights, "conv1", (3, self.stem_channels), self.stem, precision)?,
             bn1: BatchNorm::new(weights, "bn1", self.stem_channels, Activation::Relu)?,
             max_pool: self.max_pool,
-            blocks: blocks.iter().map(|block| Block::new(weights, block)).collect::<Result<_, _>>()?,
+            blocks: blocks
+                .iter()
+                .map(|block| Block::new(weights, block, precision))
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -156,13 +159,13 @@ struct Block {
 }
 
 impl Block {
-    fn new(weights: &Weights, plan: &BlockPlan) -> Result<Self, ModelError> {
+    fn new(weights: &Weights, plan: &BlockPlan, precision: Precision) -> Result<Self, ModelError> {
         let BlockPlan { name, channels_in, channels_out, .. } = plan;
         let (first, second) = ((*channels_in, *channels_out), (*channels_out, *channels_out));
         let downsample = match plan.has_downsample() {
             false => None,
             true => Some((
-                Conv::new(weights, &format!("{name}.downsample.0"), first, plan.downsample())?,
+                Conv::new(weights, &format!("{name}.downsample.0"), first, plan.downsample(), precision)?,
                 BatchNorm::new(
                     weights,
                     &format!("{name}.downsample.1"),
@@ -172,9 +175,9 @@ impl Block {
             )),
         };
         Ok(Block {
-            conv1: Conv::new(weights, &format!("{name}.conv1"), first, plan.first())?,
+            conv1: Conv::new(weights, &format!("{name}.conv1"), first, plan.first(), precision)?,
             bn1: BatchNorm::new(weights, &format!("{name}.bn1"), *channels_out, Activation::Relu)?,
-            conv2: Conv::new(weights, &format!("{name}.conv2"), second, plan.second())?,
+            conv2: Conv::new(weights, &format!("{name}.conv2"), second, plan.second(), precision)?,
             bn2: BatchNorm::new(weights, &format!("{name}.bn2"), *channels_out, Activation::Identity)?,
             downsample,
         })

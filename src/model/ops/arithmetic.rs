@@ -93,6 +93,32 @@ impl<'a, E> Right<'a, E> {
     }
 }
 
+/// Rows that are gathered from an image: row i is `segments` runs of `segment_len` elements, the first at `starts[i]`, each
+/// `segment_stride` after the one before. A convolution's patches: a segment is a row of the kernel.
+#[derive(Clone, Copy)]
+pub(super) struct Patches<'a, E> {
+    pub data: &'a [E],
+    pub starts: &'a [usize],
+    pub segments: usize,
+    /// A multiple of the arithmetic's group.
+    pub segment_len: usize,
+    pub segment_stride: usize,
+}
+
+impl<'a, E> Patches<'a, E> {
+    /// Elements of one row.
+    pub(super) fn columns(&self) -> usize {
+        self.segments * self.segment_len
+    }
+
+    /// The runs of row `row`, in order.
+    #[inline(always)]
+    pub(super) fn runs(&self, row: usize) -> impl Iterator<Item = &'a [E]> + use<'a, E> {
+        let Patches { data, starts, segments, segment_len, segment_stride } = *self;
+        (0..segments).map(move |segment| &data[starts[row] + segment * segment_stride..][..segment_len])
+    }
+}
+
 /// See the module's text. A value of it says that the machine can.
 pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
     /// What tensors hold and products are summed in.
@@ -132,6 +158,21 @@ pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
         scratch: &'a mut Vec<Self::Narrow>,
     ) -> Right<'a, Self::Narrow>;
 
+    /// `patches` as a right operand that is contracted over the patches.
+    fn group_patches<'a>(
+        patches: Patches<'_, Self::Narrow>,
+        scratch: &'a mut Vec<Self::Narrow>,
+    ) -> Right<'a, Self::Narrow>;
+
+    /// `destination = patches * right`, without gaps between the rows of the destination. May write into `scratch`.
+    fn multiply_patches(
+        self,
+        patches: Patches<'_, Self::Narrow>,
+        right: Right<'_, Self::Narrow>,
+        destination: &mut [Self::Wide],
+        scratch: &mut Vec<Self::Narrow>,
+    );
+
     /// `destination = (0 or destination) + left * right`; rows of the destination lie `stride` apart.
     ///
     /// # Panics
@@ -144,6 +185,25 @@ pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
         stride: usize,
         write: Write,
     );
+}
+
+/// Rows of `columns` elements as operands hold them, padded by zeros to whole groups.
+pub(super) fn narrow_rows<'a, A: Arithmetic>(
+    wide: &'a [A::Wide],
+    columns: usize,
+    scratch: &'a mut Vec<A::Narrow>,
+) -> Rows<'a, A::Narrow> {
+    let rows = wide.len() / columns;
+    let padded = columns.next_multiple_of(A::GROUP);
+    if padded == columns {
+        return Rows::new(A::narrow(wide, scratch), rows, columns);
+    }
+    scratch.clear();
+    scratch.resize(rows * padded, A::Narrow::default());
+    for (out, row) in scratch.chunks_exact_mut(padded).zip(wide.chunks_exact(columns)) {
+        out.iter_mut().zip(row).for_each(|(out, &value)| *out = A::to_narrow(value));
+    }
+    Rows::new(scratch, rows, padded)
 }
 
 /// Products of what the tensors hold, by the `gemm` crate.
@@ -185,6 +245,24 @@ impl<T: Real> Arithmetic for Full<T> {
         Right { data, depth: columns, columns: rows, group_stride: 1, column_stride: stride }
     }
 
+    fn group_patches<'a>(patches: Patches<'_, T>, scratch: &'a mut Vec<T>) -> Right<'a, T> {
+        gather(patches, scratch);
+        let columns = patches.columns();
+        Right { data: scratch, depth: patches.starts.len(), columns, group_stride: columns, column_stride: 1 }
+    }
+
+    fn multiply_patches(
+        self,
+        patches: Patches<'_, T>,
+        right: Right<'_, T>,
+        destination: &mut [T],
+        scratch: &mut Vec<T>,
+    ) {
+        gather(patches, scratch);
+        let left = Self::left(Rows::new(scratch, patches.starts.len(), patches.columns()));
+        self.multiply(left, right, destination, right.columns, Write::Replace);
+    }
+
     fn multiply(
         self,
         left: Left<'_, T>,
@@ -202,5 +280,15 @@ impl<T: Real> Arithmetic for Full<T> {
         );
         let target = Shape::with_row_stride(left.rows, right.columns, stride);
         l.multiply_into(r, 1.0, destination, target, write);
+    }
+}
+
+/// Writes the patches one after the other.
+fn gather<T: Real>(patches: Patches<'_, T>, out: &mut Vec<T>) {
+    out.resize(patches.starts.len() * patches.columns(), T::ZERO);
+    for (row, out) in out.chunks_exact_mut(patches.columns()).enumerate() {
+        for (out, run) in out.chunks_exact_mut(patches.segment_len).zip(patches.runs(row)) {
+            out.copy_from_slice(run);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Batch normalisation over the rows of `x`, by the batch's own moments (training) or by given ones (evaluation),
 //! with an optional ReLU on the result.
 //!
-//! Sums are taken in f64 over fixed parts of the rows. The running statistics are the caller's: training returns the
+//! Sums are taken over fixed parts of the rows, and over the parts in f64. The running statistics are the caller's: training returns the
 //! batch's moments, this file updates nothing.
 
 use std::sync::{Arc, OnceLock};
@@ -218,23 +218,30 @@ impl CustomOp3 for BatchNorm {
     }
 }
 
-/// Mean, then the mean squared distance from it: two passes, so that a large mean costs no digits.
+/// Mean and mean squared distance from it, in one pass: sums of the distances from the first row and of their squares. The
+/// shift keeps the digits that a large mean would cost. Parts are summed in `T`, and with each other in f64.
 fn batch_moments<T: Real>(x: &[T], channels: usize) -> HostMoments {
     let rows = x.len() / channels;
-    let part = rows_per_part(rows);
-    let mean_of = |term: &(dyn Fn(usize, f64) -> f64 + Sync)| -> Vec<f64> {
-        let sums = sum_over_parts(rows, part, channels, |part, sums: &mut [f64]| {
+    let shift = &x[..channels];
+    let sums = sum_over_parts(rows, rows_per_part(rows), 2 * channels, |part, sums: &mut [T]| {
+        let (first, second) = sums.split_at_mut(channels);
+        widest! {
             for row in x[part.start * channels..part.end * channels].chunks_exact(channels) {
-                for (channel, (sum, x)) in sums.iter_mut().zip(row).enumerate() {
-                    *sum += term(channel, x.wide());
+                for i in 0..channels {
+                    let distance = row[i] - shift[i];
+                    first[i] += distance;
+                    second[i] += distance * distance;
                 }
             }
-        });
-        sums.into_iter().map(|sum| sum / rows as f64).collect()
-    };
-    let mean = mean_of(&|_, x| x);
-    let variance = mean_of(&|channel, x| (x - mean[channel]) * (x - mean[channel]));
-    HostMoments { mean, variance }
+        }
+    });
+    let (first, second) = sums.split_at(channels);
+    let mean_of = |sums: &[f64]| sums.iter().map(|sum| sum / rows as f64).collect::<Vec<f64>>();
+    let (first, second) = (mean_of(first), mean_of(second));
+    HostMoments {
+        mean: first.iter().zip(shift).map(|(distance, shift)| shift.wide() + distance).collect(),
+        variance: first.iter().zip(second).map(|(first, second)| (second - first * first).max(0.0)).collect(),
+    }
 }
 
 fn normalise<T: Real>(x: &[T], channels: &[Channel<T>], activation: Activation) -> Vec<T> {

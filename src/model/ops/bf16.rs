@@ -5,7 +5,7 @@
 //! four or six times; both operands are read in place, once their pairs lie side by side, without packing. Elsewhere
 //! the same sums are taken by plain loops: slow, and there so that every machine can run (and test) every precision.
 
-use super::arithmetic::{Arithmetic, Left, Right, Rows};
+use super::arithmetic::{Arithmetic, Left, Patches, Right, Rows};
 use super::matrix::Write;
 use super::vector::widest;
 
@@ -101,6 +101,55 @@ impl Arithmetic for Bf16 {
         Right { data: scratch, depth: columns / 2, columns: rows, group_stride: 2 * rows, column_stride: 2 }
     }
 
+    /// Patches are paired while they are gathered.
+    fn group_patches<'a>(patches: Patches<'_, Bits>, scratch: &'a mut Vec<Bits>) -> Right<'a, Bits> {
+        let (rows, columns) = (patches.starts.len(), patches.columns());
+        scratch.resize(rows.div_ceil(2) * 2 * columns, Bits(0));
+        widest! {
+            for (pair, out) in scratch.chunks_exact_mut(2 * columns).enumerate() {
+                let out = out.chunks_exact_mut(2 * patches.segment_len);
+                // An odd last patch is paired with itself, and then with zeros instead.
+                let other = (2 * pair + 1).min(rows - 1);
+                for (out, (upper, lower)) in out.zip(patches.runs(2 * pair).zip(patches.runs(other))) {
+                    let out = out.as_chunks_mut::<2>().0;
+                    out.iter_mut().zip(upper).zip(lower).for_each(|((out, &a), &b)| *out = [a, b]);
+                }
+            }
+        }
+        if rows % 2 == 1 {
+            let last = scratch.len() - 2 * columns;
+            scratch[last..].as_chunks_mut::<2>().0.iter_mut().for_each(|pair| pair[1] = Bits(0));
+        }
+        Right { data: scratch, depth: rows.div_ceil(2), columns, group_stride: 2 * columns, column_stride: 2 }
+    }
+
+    /// The kernel reads patches where they lie.
+    fn multiply_patches(
+        self,
+        patches: Patches<'_, Bits>,
+        right: Right<'_, Bits>,
+        destination: &mut [f32],
+        scratch: &mut Vec<Bits>,
+    ) {
+        let Patches { data, starts, segments, segment_len, segment_stride } = patches;
+        assert!(segment_len % 2 == 0 && patches.columns() > 0 && right.column_stride == 2);
+        assert!(right.depth * 2 == patches.columns() && right.columns > 0);
+        assert!((right.depth - 1) * right.group_stride + 2 * right.columns <= right.data.len());
+        let reach = (segments - 1) * segment_stride + segment_len;
+        assert!(starts.iter().all(|start| start + reach <= data.len()));
+        assert_eq!(destination.len(), starts.len() * right.columns);
+        #[cfg(target_arch = "x86_64")]
+        if self.instructions {
+            // SAFETY: `instructions` says that the machine has them; the asserts above are the kernel's conditions.
+            unsafe { x86::multiply_patches(patches, right, destination) };
+            return;
+        }
+        scratch.clear();
+        (0..starts.len()).for_each(|row| patches.runs(row).for_each(|run| scratch.extend_from_slice(run)));
+        let left = Self::left(Rows::new(scratch, starts.len(), patches.columns()));
+        multiply_portably(left, right, destination, right.columns, Write::Replace);
+    }
+
     fn multiply(
         self,
         left: Left<'_, Bits>,
@@ -156,7 +205,7 @@ mod x86 {
         _mm512_setzero_si512,
     };
 
-    use super::{Bits, Left, Right, Write};
+    use super::{Bits, Left, Patches, Right, Write};
 
     /// Sums in a vector.
     const LANES: usize = 16;
@@ -164,15 +213,18 @@ mod x86 {
     const BLOCK_ROWS: usize = 6;
     const BLOCK_VECTORS: usize = 4;
 
-    /// One block: where it starts, and what of it exists.
+    /// One block: where its operands start, and what of it exists.
     #[derive(Clone, Copy)]
     struct Block {
-        left: *const Bits,
-        row_stride: usize,
+        /// Where each row of the left operand starts.
+        left: [*const Bits; BLOCK_ROWS],
         left_group_stride: usize,
+        /// The left operand's rows are runs of `segment_depth` groups, so far apart.
+        segments: usize,
+        segment_depth: usize,
+        segment_stride: usize,
         right: *const Bits,
         right_group_stride: usize,
-        depth: usize,
         out: *mut f32,
         out_stride: usize,
         /// Lanes of the last vector that are columns.
@@ -190,24 +242,74 @@ mod x86 {
         stride: usize,
         write: Write,
     ) {
-        for column in (0..right.columns).step_by(BLOCK_VECTORS * LANES) {
-            let columns = (right.columns - column).min(BLOCK_VECTORS * LANES);
-            let last = (u16::MAX) >> (columns.next_multiple_of(LANES) - columns);
-            for row in (0..left.rows).step_by(BLOCK_ROWS) {
-                let block = Block {
-                    left: left.data[row * left.row_stride..].as_ptr(),
-                    row_stride: left.row_stride,
-                    left_group_stride: left.group_stride,
-                    right: right.data[2 * column..].as_ptr(),
-                    right_group_stride: right.group_stride,
-                    depth: left.depth,
-                    out: destination[row * stride + column..].as_mut_ptr(),
-                    out_stride: stride,
-                    last,
-                    write,
+        let out = destination.as_mut_ptr();
+        let block = |row: usize, rows: usize| {
+            let start = |i: usize| left.data[(row + i.min(rows - 1)) * left.row_stride..].as_ptr();
+            Block {
+                left: std::array::from_fn(start),
+                left_group_stride: left.group_stride,
+                segments: 1,
+                segment_depth: left.depth,
+                segment_stride: 0,
+                right: right.data.as_ptr(),
+                right_group_stride: right.group_stride,
+                out,
+                out_stride: stride,
+                last: 0,
+                write,
+            }
+        };
+        // SAFETY: the caller's.
+        unsafe { over_blocks(left.rows, right.columns, block) };
+    }
+
+    /// # Safety
+    /// As for `multiply`: every run of every patch lies inside its slice, and the destination has no gaps.
+    pub(super) unsafe fn multiply_patches(
+        patches: Patches<'_, Bits>,
+        right: Right<'_, Bits>,
+        destination: &mut [f32],
+    ) {
+        let out = destination.as_mut_ptr();
+        let block = |row: usize, rows: usize| {
+            let start = |i: usize| patches.data[patches.starts[row + i.min(rows - 1)]..].as_ptr();
+            Block {
+                left: std::array::from_fn(start),
+                left_group_stride: 2,
+                segments: patches.segments,
+                segment_depth: patches.segment_len / 2,
+                segment_stride: patches.segment_stride,
+                right: right.data.as_ptr(),
+                right_group_stride: right.group_stride,
+                out,
+                out_stride: right.columns,
+                last: 0,
+                write: Write::Replace,
+            }
+        };
+        // SAFETY: the caller's.
+        unsafe { over_blocks(patches.starts.len(), right.columns, block) };
+    }
+
+    /// Cuts the destination into blocks; `block(row, rows)` gives the operands of the rows from `row` on. The right operand's
+    /// columns stay in the first-level cache while all rows pass.
+    ///
+    /// # Safety
+    /// As for `multiply`.
+    unsafe fn over_blocks(rows: usize, columns: usize, block: impl Fn(usize, usize) -> Block) {
+        for column in (0..columns).step_by(BLOCK_VECTORS * LANES) {
+            let width = (columns - column).min(BLOCK_VECTORS * LANES);
+            for row in (0..rows).step_by(BLOCK_ROWS) {
+                let count = (rows - row).min(BLOCK_ROWS);
+                let whole = block(row, count);
+                let part = Block {
+                    right: whole.right.wrapping_add(2 * column),
+                    out: whole.out.wrapping_add(row * whole.out_stride + column),
+                    last: u16::MAX >> (width.next_multiple_of(LANES) - width),
+                    ..whole
                 };
                 // SAFETY: the block lies inside the operands, and lanes beyond its columns are masked out.
-                unsafe { run(block, (left.rows - row).min(BLOCK_ROWS), columns.div_ceil(LANES)) };
+                unsafe { run(part, count, width.div_ceil(LANES)) };
             }
         }
     }
@@ -228,31 +330,35 @@ mod x86 {
     }
 
     /// # Safety
-    /// The machine has the instructions; `ROWS` rows, `VECTORS` vectors (the last one's lanes in `b.last`) and `b.depth`
-    /// groups lie inside what the pointers point into.
+    /// The machine has the instructions; `ROWS` rows, `VECTORS` vectors (the last one's lanes in `b.last`) and all groups of
+    /// all segments lie inside what the pointers point into.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn block<const ROWS: usize, const VECTORS: usize>(b: Block) {
         let mask = |vector: usize| if vector + 1 == VECTORS { b.last } else { __mmask16::MAX };
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-        let (mut left, mut right) = (b.left, b.right);
-        for _ in 0..b.depth {
-            let mut pairs = [_mm512_setzero_si512(); VECTORS];
-            for (vector, pairs) in pairs.iter_mut().enumerate() {
-                // SAFETY: inside the right operand, by this function's condition.
-                *pairs =
-                    unsafe { _mm512_maskz_loadu_epi32(mask(vector), right.add(2 * LANES * vector).cast()) };
-            }
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: a pair inside the left operand, by this function's condition.
-                let pair = unsafe { left.add(row * b.row_stride).cast::<i32>().read_unaligned() };
-                let pair = bf16s(_mm512_set1_epi32(pair));
-                for (sum, pairs) in sums.iter_mut().zip(pairs) {
-                    *sum = _mm512_dpbf16_ps(*sum, pair, bf16s(pairs));
+        let mut right = b.right;
+        for segment in 0..b.segments {
+            let mut at = segment * b.segment_stride;
+            for _ in 0..b.segment_depth {
+                let mut pairs = [_mm512_setzero_si512(); VECTORS];
+                for (vector, pairs) in pairs.iter_mut().enumerate() {
+                    // SAFETY: inside the right operand, by this function's condition.
+                    *pairs = unsafe {
+                        _mm512_maskz_loadu_epi32(mask(vector), right.add(2 * LANES * vector).cast())
+                    };
                 }
+                for (sums, left) in sums.iter_mut().zip(b.left) {
+                    // SAFETY: a pair inside the left operand, by this function's condition.
+                    let pair = unsafe { left.add(at).cast::<i32>().read_unaligned() };
+                    let pair = bf16s(_mm512_set1_epi32(pair));
+                    for (sum, pairs) in sums.iter_mut().zip(pairs) {
+                        *sum = _mm512_dpbf16_ps(*sum, pair, bf16s(pairs));
+                    }
+                }
+                at += b.left_group_stride;
+                // Past the end after the last group, where it is not read any more.
+                right = right.wrapping_add(b.right_group_stride);
             }
-            // Past the end after the last group, where they are not read any more.
-            left = left.wrapping_add(b.left_group_stride);
-            right = right.wrapping_add(b.right_group_stride);
         }
         for (row, sums) in sums.into_iter().enumerate() {
             for (vector, sum) in sums.into_iter().enumerate() {
@@ -343,6 +449,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn patches_give_what_their_copies_give() {
+        // Two segments of four elements, from an image of 40.
+        let image = narrowed(&numbers(40, 3));
+        let starts: Vec<usize> = (0..13).map(|i| i * 2).collect();
+        let patches =
+            Patches { data: &image, starts: &starts, segments: 2, segment_len: 4, segment_stride: 10 };
+        let copies: Vec<Bits> = (0..13).flat_map(|row| patches.runs(row).flatten().copied()).collect();
+        let b = narrowed(&numbers(8 * 21, 4));
+        let (mut s0, mut s1, mut s2) = (Vec::new(), Vec::new(), Vec::new());
+        let right = Bf16::group_rows(Rows::new(&b, 8, 21), &mut s0);
+        let mut wanted = vec![0.0; 13 * 21];
+        Bf16::new().multiply(Bf16::left(Rows::new(&copies, 13, 8)), right, &mut wanted, 21, Write::Replace);
+        for arithmetic in [Bf16::new(), Bf16 { instructions: false }] {
+            let mut out = vec![f32::NAN; 13 * 21];
+            arithmetic.multiply_patches(patches, right, &mut out, &mut s1);
+            assert_eq!(out, wanted);
+        }
+        let grouped = Bf16::group_patches(patches, &mut s1);
+        let expected = Bf16::group_rows(Rows::new(&copies, 13, 8), &mut s2);
+        assert_eq!((grouped.data, grouped.depth), (expected.data, expected.depth));
     }
 
     #[test]
