@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::driver::{OURS, RowResult, SideResult};
 use crate::machine::Machine;
 use crate::options::Options;
-use crate::rows::{self, Comparison, GEMM, Row};
+use crate::rows::{self, Comparison, GEMM, Row, Units};
 use crate::statistics::{Median, median};
 
 const TEMPLATE: &str = include_str!("template.md");
@@ -109,14 +109,15 @@ fn ratio_text(ratio: &Median) -> String {
     }
 }
 
-/// Median wall time of one of the row's units.
-fn unit_s(row: &dyn Row, side: &SideResult) -> f64 {
-    side.median_wall_s() / row.units().count as f64
-}
-
+/// The median wall time of one of the row's units, or how many of them make a second.
 fn time_text(row: &dyn Row, side: &SideResult) -> String {
-    let seconds = unit_s(row, side);
-    if seconds < 1.0 { format!("{:.3} ms", seconds * 1e3) } else { format!("{seconds:.3} s") }
+    let Units { count, name, as_rate } = row.units();
+    let seconds = side.median_wall_s() / count as f64;
+    match as_rate {
+        true => format!("{:.0} {name}s/s", 1.0 / seconds),
+        false if seconds < 1.0 => format!("{:.2} ms", seconds * 1e3),
+        false => format!("{seconds:.3} s"),
+    }
 }
 
 fn mebibytes(bytes: u64) -> String {
@@ -125,14 +126,18 @@ fn mebibytes(bytes: u64) -> String {
 
 fn variants_table(results: &[RowResult]) -> Result<String> {
     let mut table =
-        "| row | threads | side | wall | CPU seconds | peak memory |\n|---|---|---|---|---|---|\n".to_owned();
+        "| row | threads | side | wall | CPU | peak memory |\n|---|---|---|---|---|---|\n".to_owned();
     for result in results {
         let row = row_of(result)?;
         for side in result.sides.iter().filter(|(name, _)| *name != GEMM).map(|(_, side)| side) {
-            let cpu_s = median(&side.cpu_s).value / row.units().count as f64;
+            let Units { count, name, .. } = row.units();
+            let cpu_ms = 1e3 * median(&side.cpu_s).value / count as f64;
             let (wall, memory) = (time_text(row.as_ref(), side), mebibytes(side.peak_bytes));
             let (title, threads, description) = (row.title(), result.threads, &side.description);
-            writeln!(table, "| {title} | {threads} | {description} | {wall} | {cpu_s:.4} | {memory} |")?;
+            writeln!(
+                table,
+                "| {title} | {threads} | {description} | {wall} | {cpu_ms:.2} ms a {name} | {memory} |"
+            )?;
         }
     }
     Ok(table)

@@ -36,7 +36,7 @@ impl Row for Gemm {
     }
 
     fn units(&self) -> Units {
-        Units { count: 1, name: "pass" }
+        Units { count: 1, name: "pass", as_rate: false }
     }
 
     fn flops(&self) -> Option<f64> {

@@ -3,6 +3,9 @@
 //! Both sides of a row read the same folder, which [`Row::prepare`] has written: plan.json with the sizes, and
 //! weights, images or frames.
 
+mod data;
+mod embed;
+mod evaluate;
 mod files;
 mod gemm;
 mod training;
@@ -29,7 +32,6 @@ pub trait Row {
     /// Repetitions before the first that counts.
     fn warm_up(&self) -> usize;
 
-    /// What one repetition is made of: steps, forward passes.
     fn units(&self) -> Units;
 
     /// Operations of one repetition, where the row is compared with the machine's peak.
@@ -53,11 +55,13 @@ pub trait Work {
     fn check(&self) -> Vec<f64>;
 }
 
-/// How often a repetition does what: `count` times `name`.
+/// A repetition does `count` times what `name` says.
 #[derive(Clone, Copy)]
 pub struct Units {
     pub count: usize,
     pub name: &'static str,
+    /// Whether a reader is told how many a second instead of how long one takes.
+    pub as_rate: bool,
 }
 
 /// Our time over the peer's: the most that is accepted, and what is aimed at; `None` where nothing is asked for.
@@ -74,7 +78,11 @@ pub struct Comparison {
 
 /// Every row of the tables, in their order.
 pub fn all() -> Vec<Box<dyn Row>> {
-    training::rows().into_iter().collect()
+    let mut rows = training::rows();
+    rows.push(Box::new(data::Data));
+    rows.extend(embed::rows());
+    rows.push(Box::new(evaluate::Evaluate));
+    rows
 }
 
 /// The rows of the given names, or all of them if there is none.

@@ -150,7 +150,7 @@ impl Row for Training {
     }
 
     fn units(&self) -> Units {
-        Units { count: self.inner, name: "step" }
+        Units { count: self.inner, name: "step", as_rate: false }
     }
 
     fn flops(&self) -> Option<f64> {
