@@ -77,14 +77,20 @@ pub fn run(options: &Options) -> Result<()> {
         for &threads in &options.threads {
             eprintln!("{}, threads: {threads}", row.title());
             results.push(measure(row.as_ref(), folder.path(), threads, options)?);
+            report::save(&machine, &results, &options.results)?;
         }
     }
     report::write(&machine, &results, options)
 }
 
+/// This program as it was started, even where it has been built anew since.
+fn this_program() -> Command {
+    Command::new("/proc/self/exe")
+}
+
 /// In a process of its own, so that this one stays without threads.
 pub fn prepare(row: &dyn Row, folder: &Path, small: bool) -> Result<()> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = this_program();
     command.arg("prepare").arg(row.name()).arg(folder);
     if small {
         command.arg("--small");
@@ -96,7 +102,7 @@ pub fn prepare(row: &dyn Row, folder: &Path, small: bool) -> Result<()> {
 
 /// Our side of `row`.
 pub fn our_side(row: &str, folder: &Path, threads: usize) -> Result<(Side, Ready)> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = this_program();
     command.arg("worker").arg(row).arg(folder).arg("--threads").arg(threads.to_string());
     Side::start(row, command)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -22,13 +23,17 @@ struct Results<'a> {
     rows: &'a [RowResult],
 }
 
+/// Every single measurement so far.
+pub fn save(machine: &Machine, results: &[RowResult], path: &Path) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    Ok(fs::write(path, serde_json::to_vec_pretty(&Results { machine, rows: results })?)?)
+}
+
 pub fn write(machine: &Machine, results: &[RowResult], options: &Options) -> Result<()> {
     let page = page(machine, results, options)?;
     println!("{page}");
-    if let Some(folder) = options.results.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(&options.results, serde_json::to_vec_pretty(&Results { machine, rows: results })?)?;
     if !options.no_write {
         fs::write(PAGE, page)?;
     }
