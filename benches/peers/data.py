@@ -1,7 +1,7 @@
 """Decoding and SimCLR's augmentation with torchvision v2 in a DataLoader.
 
-Variants say the decoder and where it runs: `tensor` decodes with torchvision.io to uint8 tensors, `pil` with
-Pillow; `-workers` uses as many worker processes as there are threads, `-inline` none.
+Variants are the decoders: `tensor` decodes with torchvision.io to uint8 tensors, `pil` with Pillow. There are as many
+worker processes as threads, each with one; in the main process alone, images this small are slower on every thread.
 """
 
 import os
@@ -59,20 +59,18 @@ class Frames(torch.utils.data.Dataset):
 
 class Side(TorchSide):
     def __init__(self, plan, arguments):
-        decoder, place = arguments.variant.split("-")
         super().__init__(arguments.threads)
         self.batches = plan["batches"]
-        workers = arguments.threads if place == "workers" else 0
         self.loader = torch.utils.data.DataLoader(
-            Frames(arguments.folder, plan, decoder),
+            Frames(arguments.folder, plan, arguments.variant),
             plan["batch"],
             shuffle=True,
             drop_last=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=arguments.threads,
+            persistent_workers=True,
         )
         self.versions |= {"torchvision": torchvision.__version__, "Pillow": PIL.__version__}
-        self.description = f"torchvision v2, {decoder}, {workers} workers"
+        self.description = f"torchvision v2, {arguments.variant}"
 
     def cpu_seconds(self):
         """With the loader's worker processes, which live until the end."""

@@ -145,6 +145,7 @@ impl Sides {
                 let (side, ready) = peer_side(row, variant, folder, threads, python)?;
                 agree(&all.ready[0].check, &ready.check, comparison.tolerance)
                     .with_context(|| format!("{} and {variant} do not compute the same", row.name()))?;
+                eprintln!("  {variant} is ready and agrees");
                 all.push(variant, (side, ready));
             }
         }
@@ -166,11 +167,12 @@ fn measure(row: &dyn Row, folder: &Path, threads: usize, options: &Options) -> R
         for turn in order(round, count) {
             measured[turn].push(all.sides[turn].measure()?);
         }
-        let walls = measured
-            .iter()
-            .zip(&all.names)
-            .map(|(times, name)| format!("{name} {:.3} s", times.last().map_or(0.0, |last| last.wall_s)));
-        eprintln!("  {:>2}: {}", round + 1, walls.collect::<Vec<_>>().join(", "));
+        let last = measured.iter().zip(&all.names).filter_map(|(times, name)| {
+            let Measured { wall_s, cpu_s } = times.last()?;
+            Some(format!("{name} {wall_s:.3} ({cpu_s:.3})"))
+        });
+        let last: Vec<_> = last.collect();
+        eprintln!("  {:>2}: seconds of wall (and CPU): {}", round + 1, last.join(", "));
     }
     let mut sides = BTreeMap::new();
     for (((name, side), ready), times) in all.names.into_iter().zip(all.sides).zip(all.ready).zip(measured) {
@@ -196,12 +198,13 @@ fn order(round: usize, sides: usize) -> Vec<usize> {
     turns
 }
 
-/// Both sides' numbers, within `tolerance` of each other.
+/// Both sides' numbers must lie within `tolerance` of each other, in units of one and their size.
 fn agree(ours: &[f64], theirs: &[f64], tolerance: f64) -> Result<()> {
-    let near = |(a, b): (&f64, &f64)| (a - b).abs() <= tolerance * (1.0 + a.abs());
-    if ours.len() != theirs.len() || !ours.iter().zip(theirs).all(near) {
+    let difference = |(a, b): (&f64, &f64)| (a - b).abs() / (1.0 + a.abs());
+    let differences: Vec<f64> = ours.iter().zip(theirs).map(difference).collect();
+    // Written so that a value that is no number does not agree.
+    if ours.len() != theirs.len() || !differences.iter().all(|difference| *difference <= tolerance) {
         bail!("{ours:?} and {theirs:?} differ by more than {tolerance}");
     }
-    eprintln!("  agrees: {ours:.5?} and {theirs:.5?}");
     Ok(())
 }

@@ -61,7 +61,7 @@ impl Row for Data {
     fn comparisons(&self) -> Vec<Comparison> {
         vec![Comparison {
             against: "torchvision v2 in a DataLoader",
-            variants: &["tensor-workers", "tensor-inline", "pil-workers", "pil-inline"],
+            variants: &["tensor", "pil"],
             targets: Some((0.5, 0.25)),
             tolerance: 0.0,
         }]
