@@ -46,7 +46,8 @@ fn page(machine: &Machine, results: &[RowResult], options: &Options) -> Result<S
         .replace("{{rows}}", &rows_table(results)?)
         .replace("{{variants}}", &variants_table(results)?)
         .replace("{{limit}}", &limit_table(results)?);
-    Ok(page)
+    // Tables end with a line break of their own.
+    Ok(page.replace("\n\n\n", "\n\n"))
 }
 
 fn machine_text(machine: &Machine, results: &[RowResult], options: &Options) -> String {
@@ -120,7 +121,8 @@ fn time_text(row: &dyn Row, side: &SideResult) -> String {
     let seconds = side.median_wall_s() / count as f64;
     match as_rate {
         true => format!("{:.0} {name}s/s", 1.0 / seconds),
-        false if seconds < 1.0 => format!("{:.2} ms", seconds * 1e3),
+        false if seconds < 0.1 => format!("{:.2} ms", seconds * 1e3),
+        false if seconds < 1.0 => format!("{:.0} ms", seconds * 1e3),
         false => format!("{seconds:.3} s"),
     }
 }

@@ -59,7 +59,7 @@ impl Row for Evaluate {
     }
 
     fn units(&self) -> Units {
-        Units { count: 1, name: "evaluation", as_rate: false }
+        Units { count: 1, name: "run", as_rate: false }
     }
 
     fn flops(&self) -> Option<f64> {
