@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda clean
+.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-small clean
 
 CARGO ?= cargo
 STEP := tools/step.sh
@@ -51,6 +51,14 @@ cuda-check: ## type check with the cuda feature: no GPU, no toolkit
 
 cuda: setup ## a release binary with the cuda feature, target/cuda/release/palimpsest; fetches a CUDA toolkit, needs no GPU
 	tools/cuda/build.sh
+
+bench: setup ## docs/performance.md anew, every row against its peers; BENCH="--rows vit_tiny --pairs 9", PYTHON=... if you like
+	python=$$(tools/bench/python.sh $(TARGET)/bench-python) && \
+	$(CARGO) bench --locked --bench performance -- \
+	  --python "$$python" --results $(abspath $(TARGET))/performance/results.json $(BENCH)
+
+bench-small: setup ## a trial of every benchmark row: our side alone, small sizes, no Python
+	$(CARGO) bench --locked --bench performance -- --small $(BENCH)
 
 clean: ## remove what was built
 	$(CARGO) clean

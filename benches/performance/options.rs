@@ -1,0 +1,57 @@
+//! The command line, of the driver and of the processes that it starts.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Measures every row of docs/performance.md in interleaved rounds with its peers")]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Options {
+    /// Rows to measure; all if not given.
+    #[arg(long, value_delimiter = ',')]
+    pub rows: Vec<String>,
+    /// Numbers of threads; each row is measured with each.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+    pub threads: Vec<usize>,
+    /// Rounds of a row: in each, every side works once. An interval needs 6.
+    #[arg(long, default_value_t = 15)]
+    pub pairs: usize,
+    /// Only our side with small sizes: does every row work? Measures nothing and needs no Python.
+    #[arg(long)]
+    pub small: bool,
+    /// Print the tables without writing docs/performance.md.
+    #[arg(long)]
+    pub no_write: bool,
+    /// Interpreter of the peers, with benches/peers/requirements.txt installed.
+    #[arg(long, default_value = "python3")]
+    pub python: PathBuf,
+    /// Every single measurement of the run.
+    #[arg(long, default_value = "target/performance/results.json")]
+    pub results: PathBuf,
+    /// Cargo says it to every benchmark.
+    #[arg(long, hide = true)]
+    pub bench: bool,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Our side of a row: says when it is ready, then works once for each line on its standard input.
+    #[command(hide = true)]
+    Worker {
+        row: String,
+        folder: PathBuf,
+        #[arg(long)]
+        threads: usize,
+    },
+    /// Writes what both sides of a row read.
+    #[command(hide = true)]
+    Prepare {
+        row: String,
+        folder: PathBuf,
+        #[arg(long)]
+        small: bool,
+    },
+}
