@@ -15,11 +15,8 @@ use crate::child::{Measured, Ready, Side};
 use crate::machine::Machine;
 use crate::options::Options;
 use crate::report;
-use crate::rows::{self, Comparison, GEMM, Row};
+use crate::rows::{self, Comparison, GEMM, OURS, Row};
 use crate::statistics::median;
-
-/// The name of our side among a row's sides.
-pub const OURS: &str = "palimpsest";
 
 /// What glibc's allocator is told on the peers' side: what our training process tells it on ours.
 const PEER_ALLOCATOR: [(&str, &str); 3] =
@@ -100,10 +97,10 @@ pub fn prepare(row: &dyn Row, folder: &Path, small: bool) -> Result<()> {
     Ok(())
 }
 
-/// Our side of `row`.
-pub fn our_side(row: &str, folder: &Path, threads: usize) -> Result<(Side, Ready)> {
+/// Our side `ours` of `row`.
+pub fn our_side(row: &str, folder: &Path, ours: &str, threads: usize) -> Result<(Side, Ready)> {
     let mut command = this_program();
-    command.arg("worker").arg(row).arg(folder).arg("--threads").arg(threads.to_string());
+    command.arg("worker").arg(row).arg(folder).args(["--ours", ours, "--threads", &threads.to_string()]);
     Side::start(row, command)
 }
 
@@ -135,21 +132,34 @@ struct Sides {
 impl Sides {
     fn start(row: &dyn Row, folder: &Path, threads: usize, python: &Path) -> Result<Self> {
         let mut all = Self { names: Vec::new(), sides: Vec::new(), ready: Vec::new() };
-        all.push(OURS, our_side(row.name(), folder, threads)?);
-        row.verify(&all.ready[0].check)?;
+        for ours in row.ours() {
+            let (side, ready) = our_side(row.name(), folder, ours, threads)?;
+            row.verify(&ready.check)?;
+            all.push(ours, (side, ready));
+        }
         if row.flops().is_some() && row.name() != GEMM {
-            all.push(GEMM, our_side(GEMM, folder, threads)?);
+            all.push(GEMM, our_side(GEMM, folder, OURS, threads)?);
         }
         for comparison in row.comparisons() {
             for variant in comparison.variants {
+                if all.names.iter().any(|name| name == variant) {
+                    continue;
+                }
                 let (side, ready) = peer_side(row, variant, folder, threads, python)?;
-                agree(&all.ready[0].check, &ready.check, comparison.tolerance)
+                agree(all.check(comparison.checked)?, &ready.check, comparison.tolerance)
                     .with_context(|| format!("{} and {variant} do not compute the same", row.name()))?;
                 eprintln!("  {variant} is ready and agrees");
                 all.push(variant, (side, ready));
             }
         }
         Ok(all)
+    }
+
+    /// The numbers of the side of that name.
+    fn check(&self, name: &str) -> Result<&[f64]> {
+        let sides = self.names.iter().zip(&self.ready);
+        let found = sides.into_iter().find(|(found, _)| *found == name);
+        Ok(&found.with_context(|| format!("no side {name} is ready"))?.1.check)
     }
 
     fn push(&mut self, name: &str, (side, ready): (Side, Ready)) {

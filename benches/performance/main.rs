@@ -25,7 +25,7 @@ use options::{Command, Options};
 fn main() -> ExitCode {
     let options = Options::parse();
     let done = match &options.command {
-        Some(Command::Worker { row, folder, threads }) => worker::serve(row, folder, *threads),
+        Some(Command::Worker { row, folder, ours, threads }) => worker::serve(row, folder, ours, *threads),
         Some(Command::Prepare { row, folder, small }) => {
             rows::find(row).and_then(|row| row.prepare(folder, *small))
         }

@@ -43,6 +43,9 @@ pub enum Command {
     Worker {
         row: String,
         folder: PathBuf,
+        /// Which of the row's own sides.
+        #[arg(long)]
+        ours: String,
         #[arg(long)]
         threads: usize,
     },

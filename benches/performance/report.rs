@@ -8,10 +8,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::driver::{OURS, RowResult, SideResult};
+use crate::driver::{RowResult, SideResult};
 use crate::machine::Machine;
 use crate::options::Options;
-use crate::rows::{self, Comparison, GEMM, Row, Units};
+use crate::rows::{self, Comparison, GEMM, OURS, OURS_F32, Row, Units};
 use crate::statistics::{Median, median};
 
 const TEMPLATE: &str = include_str!("template.md");
@@ -83,17 +83,18 @@ fn rows_table(results: &[RowResult]) -> Result<String> {
 }
 
 fn rows_line(result: &RowResult, row: &dyn Row, comparison: &Comparison) -> Result<String> {
-    let (ours, peer) = (result.side(OURS)?, result.fastest(comparison)?);
+    let (ours, peer) = (result.side(comparison.ours)?, result.fastest(comparison)?);
     let [must, aim] = match comparison.targets {
         Some((must, aim)) => [must.to_string(), aim.to_string()],
         None => ["-", "-"].map(str::to_owned),
     };
     Ok(format!(
-        "| {} against {} | {} | {} | {} ({}) | {} | {} | {must} | {aim} | {} / {} |\n",
+        "| {} against {} | {} | {} ({}) | {} ({}) | {} | {} | {must} | {aim} | {} / {} |\n",
         row.title(),
         comparison.against,
         result.threads,
         time_text(row, ours),
+        ours.description,
         time_text(row, peer),
         peer.description,
         ratio_text(&ratios(&ours.wall_s, &peer.wall_s)),
@@ -153,7 +154,7 @@ fn variants_table(results: &[RowResult]) -> Result<String> {
 fn limit_table(results: &[RowResult]) -> Result<String> {
     let mut table =
         "| encoder | threads | GFLOP a step | gemm's peak, GFLOP/s | ours, GFLOP/s (share of the peak) | \
-                     PyTorch f32 | PyTorch bf16 |\n|---|---|---|---|---|---|---|\n"
+                     ours in f32 | PyTorch f32 | PyTorch bf16 |\n|---|---|---|---|---|---|---|---|\n"
             .to_owned();
     let gemm = rows::find(GEMM)?.flops().context("the products have operations")?;
     for result in results {
@@ -167,8 +168,9 @@ fn limit_table(results: &[RowResult]) -> Result<String> {
         let step = flops / row.units().count as f64 / 1e9;
         write!(table, "| {} | {} | {step:.1} | {peak:.0} | ", row.name(), result.threads)?;
         write!(table, "{} |", achieved(result.side(OURS)?))?;
-        for comparison in row.comparisons() {
-            write!(table, " {} |", achieved(result.fastest(&comparison)?))?;
+        write!(table, " {} |", result.side(OURS_F32).map_or_else(|_| "-".to_owned(), achieved))?;
+        for comparison in row.comparisons().iter().filter(|comparison| comparison.ours == OURS) {
+            write!(table, " {} |", achieved(result.fastest(comparison)?))?;
         }
         table.push('\n');
     }

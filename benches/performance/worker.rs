@@ -9,19 +9,23 @@ use anyhow::{Result, bail};
 use palimpsest::train::runtime;
 
 use crate::child::{Measured, Ready};
-use crate::rows;
+use crate::rows::{self, OURS};
 
 /// Works once for each line of standard input, after the row's warm-up.
-pub fn serve(row: &str, folder: &Path, threads: usize) -> Result<()> {
+pub fn serve(row: &str, folder: &Path, ours: &str, threads: usize) -> Result<()> {
     // First of all, while there is one thread.
     runtime::prepare(threads)?;
     let row = rows::find(row)?;
-    let mut work = row.start(folder)?;
+    let mut work = row.start(folder, ours)?;
     for _ in 0..row.warm_up() {
         work.repeat()?;
     }
     let versions = BTreeMap::from([("palimpsest".to_owned(), palimpsest::VERSION.to_owned())]);
-    answer(&Ready { description: "palimpsest".to_owned(), versions, check: work.check() })?;
+    let description = match work.details().as_str() {
+        "" => OURS.to_owned(),
+        details => format!("{OURS}, {details}"),
+    };
+    answer(&Ready { description, versions, check: work.check() })?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         if line != "go" {

@@ -17,7 +17,7 @@ use palimpsest::train::spec::Augmentation;
 use palimpsest::types::EventTime;
 use serde::{Deserialize, Serialize};
 
-use super::{Comparison, Row, Units, Work, files};
+use super::{Comparison, OURS, Row, Units, Work, files};
 
 const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/samples/freedoom/01-bases");
 const FRAMES: &str = "frames";
@@ -60,10 +60,12 @@ impl Row for Data {
 
     fn comparisons(&self) -> Vec<Comparison> {
         vec![Comparison {
+            ours: OURS,
             against: "torchvision v2 in a DataLoader",
             variants: &["tensor", "pil"],
             targets: Some((0.5, 0.25)),
             tolerance: 0.0,
+            checked: OURS,
         }]
     }
 
@@ -95,7 +97,7 @@ impl Row for Data {
         files::write_plan(folder, &plan)
     }
 
-    fn start(&self, folder: &Path) -> Result<Box<dyn Work>> {
+    fn start(&self, folder: &Path, _: &str) -> Result<Box<dyn Work>> {
         let plan: Plan = files::read_plan(folder)?;
         let frames = read_frames(&folder.join(FRAMES))?;
         ensure!(frames.len() == plan.batch * plan.batches, "{} frames", frames.len());

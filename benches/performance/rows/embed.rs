@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
-use palimpsest::model::{Architecture, Encoder, EncoderSpec, Mode, Trainability, Weights, build};
+use palimpsest::model::{Architecture, Encoder, EncoderSpec, Mode, Precision, Trainability, Weights, build};
 use serde::{Deserialize, Serialize};
 
-use super::{Comparison, Row, Units, Work, files};
+use super::{Comparison, OURS, Row, Units, Work, files};
 
 const IMAGE_SIZE: usize = 64;
 /// Features of the first image that both sides compare.
@@ -69,8 +69,14 @@ impl Row for Embed {
     }
 
     fn comparisons(&self) -> Vec<Comparison> {
-        let against =
-            |against, variants| Comparison { against, variants, targets: Some((1.0, 0.7)), tolerance: 2e-3 };
+        let against = |against, variants| Comparison {
+            ours: OURS,
+            against,
+            variants,
+            targets: Some((1.0, 0.7)),
+            tolerance: 2e-3,
+            checked: OURS,
+        };
         vec![against("PyTorch f32 eager", &["eager"]), against("onnxruntime", &["onnxruntime"])]
     }
 
@@ -104,12 +110,12 @@ impl Row for Embed {
         files::write_plan(folder, &plan)
     }
 
-    fn start(&self, folder: &Path) -> Result<Box<dyn Work>> {
+    fn start(&self, folder: &Path, _: &str) -> Result<Box<dyn Work>> {
         let plan: Plan = files::read_plan(folder)?;
         let (spec, bytes) = (plan.encoder(), files::read(folder, "encoder.safetensors")?);
         let weights = Weights::load(&bytes, &spec.parameters(), &Device::Cpu, Trainability::Frozen)?;
         let mut passes = Passes {
-            encoder: build(&spec, &weights)?,
+            encoder: build(&spec, &weights, Precision::F32)?,
             images: files::read_tensor(folder, "images.safetensors", "images")?,
             inner: plan.inner,
             check: Vec::new(),

@@ -11,7 +11,7 @@ use palimpsest::eval::split::Split;
 use palimpsest::eval::{Embeddings, drift, knn, linear_probe};
 use serde::{Deserialize, Serialize};
 
-use super::{Comparison, Row, Units, Work, files};
+use super::{Comparison, OURS, Row, Units, Work, files};
 
 const ROWS: usize = 10_000;
 const SMALL_ROWS: usize = 1_000;
@@ -46,11 +46,13 @@ impl Row for Evaluate {
 
     fn comparisons(&self) -> Vec<Comparison> {
         vec![Comparison {
+            ours: OURS,
             against: "scikit-learn and NumPy",
             variants: &["f32", "f64"],
             targets: Some((0.5, 0.2)),
             // Accuracies on 2,000 queries: a few lie on a boundary.
             tolerance: 5e-3,
+            checked: OURS,
         }]
     }
 
@@ -80,7 +82,7 @@ impl Row for Evaluate {
         files::write_plan(folder, &Plan { bank: rows / 5 * 4, k, warm_up: self.warm_up() })
     }
 
-    fn start(&self, folder: &Path) -> Result<Box<dyn Work>> {
+    fn start(&self, folder: &Path, _: &str) -> Result<Box<dyn Work>> {
         let plan: Plan = files::read_plan(folder)?;
         let tensor = |name| files::read_tensor(folder, "embeddings.safetensors", name);
         let embeddings = |name| -> Result<Embeddings> {

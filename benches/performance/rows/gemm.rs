@@ -47,7 +47,7 @@ impl Row for Gemm {
         Ok(())
     }
 
-    fn start(&self, _folder: &Path) -> Result<Box<dyn Work>> {
+    fn start(&self, _folder: &Path, _: &str) -> Result<Box<dyn Work>> {
         let operand = |rows: usize, columns: usize| {
             Tensor::from_vec(files::noise(1, rows * columns), (rows, columns), &Device::Cpu)
         };

@@ -14,6 +14,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+/// Our side as users get it.
+pub const OURS: &str = "palimpsest";
+
+/// Our side with f32 products, where the other chooses for itself.
+pub const OURS_F32: &str = "palimpsest f32";
+
 /// The row that says what the machine can do: part of every training row.
 pub const GEMM: &str = "gemm";
 
@@ -40,8 +46,13 @@ pub trait Row {
     /// Writes what both sides read. `small`: sizes for a trial instead of a measurement.
     fn prepare(&self, folder: &Path, small: bool) -> Result<()>;
 
-    /// Our side, ready for its first repetition.
-    fn start(&self, folder: &Path) -> Result<Box<dyn Work>>;
+    /// Our sides, by name; [`OURS`] first.
+    fn ours(&self) -> &'static [&'static str] {
+        &[OURS]
+    }
+
+    /// Our side of that name, ready for its first repetition.
+    fn start(&self, folder: &Path, ours: &str) -> Result<Box<dyn Work>>;
 
     /// What must hold of our side's numbers whatever the peers say.
     fn verify(&self, check: &[f64]) -> Result<()>;
@@ -53,6 +64,11 @@ pub trait Work {
 
     /// What the peers must agree on.
     fn check(&self) -> Vec<f64>;
+
+    /// What a reader is told of this side besides its name.
+    fn details(&self) -> String {
+        String::new()
+    }
 }
 
 /// A repetition does `count` times what `name` says.
@@ -69,11 +85,14 @@ pub type Targets = Option<(f64, f64)>;
 
 /// Our side against the fastest of some variants of a peer.
 pub struct Comparison {
+    pub ours: &'static str,
     pub against: &'static str,
     pub variants: &'static [&'static str],
     pub targets: Targets,
     /// Largest difference of the numbers that both sides must agree on, absolute and relative.
     pub tolerance: f64,
+    /// Whose numbers they are.
+    pub checked: &'static str,
 }
 
 /// Every row of the tables, in their order.

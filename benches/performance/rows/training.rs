@@ -8,15 +8,18 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
-use palimpsest::model::{Architecture, EncoderSpec};
+use palimpsest::model::{Architecture, EncoderSpec, Precision};
 use palimpsest::train::batches::Batch;
+use palimpsest::train::device::select;
 use palimpsest::train::learner::Learner;
-use palimpsest::train::network::{Network, NetworkBytes};
-use palimpsest::train::spec::{Augmentation, Method, ModelSpec, Optimisation, ProbeSpec, Recipe};
+use palimpsest::train::network::{Compute, Network, NetworkBytes};
+use palimpsest::train::spec::{
+    Augmentation, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Recipe,
+};
 use palimpsest::types::{EventTime, PeriodId};
 use serde::{Deserialize, Serialize};
 
-use super::{Comparison, Row, Targets, Units, Work, files};
+use super::{Comparison, OURS, OURS_F32, Row, Targets, Units, Work, files};
 use crate::flops;
 
 /// Steps whose losses are compared. More would compare how rounding grows.
@@ -128,21 +131,28 @@ impl Row for Training {
     }
 
     fn comparisons(&self) -> Vec<Comparison> {
-        let [f32, bf16] = self.targets;
-        vec![
-            Comparison {
-                against: "PyTorch f32",
-                variants: &["eager", "compile"],
-                targets: f32,
-                tolerance: 1e-3,
-            },
-            Comparison {
-                against: "PyTorch bf16 autocast",
-                variants: &["eager-bf16", "compile-bf16"],
-                targets: bf16,
-                tolerance: 5e-2,
-            },
-        ]
+        let [_, bf16] = self.targets;
+        let f32 = |ours, targets| Comparison {
+            ours,
+            against: "PyTorch f32",
+            variants: &["eager", "compile"],
+            targets,
+            tolerance: 1e-3,
+            checked: OURS_F32,
+        };
+        let bf16 = Comparison {
+            ours: OURS,
+            against: "PyTorch bf16 autocast",
+            variants: &["eager-bf16", "compile-bf16"],
+            targets: bf16,
+            tolerance: 5e-2,
+            checked: OURS,
+        };
+        vec![f32(OURS, self.targets[0]), bf16, f32(OURS_F32, None)]
+    }
+
+    fn ours(&self) -> &'static [&'static str] {
+        &[OURS, OURS_F32]
     }
 
     fn warm_up(&self) -> usize {
@@ -165,7 +175,13 @@ impl Row for Training {
 
     fn prepare(&self, folder: &Path, small: bool) -> Result<()> {
         let plan = self.plan(small)?;
-        let network = Network::initialise(&plan.model(), SEED, None, &Device::Cpu)?.to_bytes()?;
+        let network = Network::initialise(
+            &plan.model(),
+            SEED,
+            None,
+            Compute { device: &Device::Cpu, precision: Precision::F32 },
+        )?
+        .to_bytes()?;
         std::fs::write(folder.join("encoder.safetensors"), network.encoder)?;
         std::fs::write(folder.join("projector.safetensors"), network.projector)?;
         let views = HashMap::from([("views", plan.views()?)]);
@@ -173,15 +189,18 @@ impl Row for Training {
         files::write_plan(folder, &plan)
     }
 
-    fn start(&self, folder: &Path) -> Result<Box<dyn Work>> {
+    fn start(&self, folder: &Path, ours: &str) -> Result<Box<dyn Work>> {
         let plan: Plan = files::read_plan(folder)?;
         let network = NetworkBytes {
             encoder: files::read(folder, "encoder.safetensors")?,
             projector: files::read(folder, "projector.safetensors")?,
         };
         let views = files::read_tensor(folder, "views.safetensors", "views")?;
+        let precision = if ours == OURS_F32 { PrecisionChoice::F32 } else { PrecisionChoice::Auto };
+        let selected = select("cpu", precision)?;
         let mut steps = Steps {
-            learner: Learner::start(&plan.recipe(), Some(&network), None, &Device::Cpu)?,
+            details: format!("products in {}", selected.precision),
+            learner: Learner::start(&plan.recipe(), Some(&network), None, &selected)?,
             views: views.flatten_all()?.to_vec1()?,
             taken: 0,
             inner: plan.inner,
@@ -271,6 +290,7 @@ impl Plan {
 }
 
 struct Steps {
+    details: String,
     learner: Learner,
     views: Vec<f32>,
     taken: u64,
@@ -297,5 +317,9 @@ impl Work for Steps {
 
     fn check(&self) -> Vec<f64> {
         self.check.clone()
+    }
+
+    fn details(&self) -> String {
+        self.details.clone()
     }
 }

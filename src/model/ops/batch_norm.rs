@@ -15,6 +15,7 @@ use super::has_kernel;
 use super::kernel::{
     Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
 };
+use super::vector::widest;
 
 /// What follows the normalisation. ReLU's gradient at 0 is 0, as in torch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,13 +111,14 @@ struct BatchNorm {
     source: Source,
 }
 
-/// One channel's map `x -> (x - mean) * inverse_deviation * gamma + beta`.
-#[derive(Clone, Copy)]
-struct Channel<T> {
-    mean: T,
-    inverse_deviation: T,
-    gamma: T,
-    beta: T,
+/// Each channel's map `x -> (x - mean) * inverse_deviation * gamma + beta`. Arrays, so that loops over channels become
+/// vector code.
+struct Channels<'a, T> {
+    mean: Vec<T>,
+    inverse_deviation: Vec<T>,
+    /// gamma * inverse_deviation
+    scale: Vec<T>,
+    beta: &'a [T],
 }
 
 impl BatchNorm {
@@ -130,7 +132,7 @@ impl BatchNorm {
         }
     }
 
-    fn channels<T: Real>(&self, gamma: &[T], beta: &[T]) -> Result<Vec<Channel<T>>> {
+    fn channels<'a, T: Real>(&self, gamma: &[T], beta: &'a [T]) -> Result<Channels<'a, T>> {
         let HostMoments { mean, variance } = self.moments()?;
         if mean.len() != gamma.len() || variance.len() != gamma.len() {
             bail!(
@@ -140,12 +142,11 @@ impl BatchNorm {
                 gamma.len()
             );
         }
-        let channels =
-            mean.iter().zip(variance).zip(gamma).zip(beta).map(|(((mean, variance), &gamma), &beta)| {
-                let inverse_deviation = T::narrow(1.0 / (variance + self.eps).sqrt());
-                Channel { mean: T::narrow(*mean), inverse_deviation, gamma, beta }
-            });
-        Ok(channels.collect())
+        let inverse_deviation: Vec<T> =
+            variance.iter().map(|variance| T::narrow(1.0 / (variance + self.eps).sqrt())).collect();
+        let scale = inverse_deviation.iter().zip(gamma).map(|(&inverse, &gamma)| gamma * inverse).collect();
+        let mean = mean.iter().map(|&mean| T::narrow(mean)).collect();
+        Ok(Channels { mean, inverse_deviation, scale, beta })
     }
 
     fn forward<T: Real>(&self, x: &[T], gamma: &[T], beta: &[T]) -> Result<Vec<T>> {
@@ -161,7 +162,7 @@ impl BatchNorm {
         let channels = self.channels(gamma, beta)?;
         let sums = saved.channel_sums(&channels);
         let through_moments = matches!(self.source, Source::Batch(_));
-        let (dbeta, dgamma) = sums.split_at(channels.len());
+        let (dbeta, dgamma) = sums.split_at(gamma.len());
         Ok(Gradients {
             dx: saved.input_gradient(&channels, &sums, through_moments),
             dgamma: dgamma.iter().map(|&sum| T::narrow(sum)).collect(),
@@ -226,6 +227,7 @@ fn batch_moments<T: Real>(x: &[T], channels: usize) -> HostMoments {
     let sums = sum_over_parts(rows, rows_per_part(rows), 2 * channels, |part, sums: &mut [T]| {
         let (first, second) = sums.split_at_mut(channels);
         widest! {
+            let (first, second) = (&mut first[..channels], &mut second[..channels]);
             for row in x[part.start * channels..part.end * channels].chunks_exact(channels) {
                 for i in 0..channels {
                     let distance = row[i] - shift[i];
@@ -244,20 +246,30 @@ fn batch_moments<T: Real>(x: &[T], channels: usize) -> HostMoments {
     }
 }
 
-fn normalise<T: Real>(x: &[T], channels: &[Channel<T>], activation: Activation) -> Vec<T> {
-    let width = channels.len();
+impl Activation {
+    /// What results are raised to: nothing below it passes, and no gradient.
+    fn floor<T: Real>(self) -> T {
+        match self {
+            Activation::Identity => T::narrow(f64::NEG_INFINITY),
+            Activation::Relu => T::ZERO,
+        }
+    }
+}
+
+fn normalise<T: Real>(x: &[T], channels: &Channels<'_, T>, activation: Activation) -> Vec<T> {
+    let Channels { mean, scale, beta, .. } = channels;
+    let width = beta.len();
     let part = rows_per_part(x.len() / width) * width;
-    let floor = match activation {
-        Activation::Identity => T::narrow(f64::NEG_INFINITY),
-        Activation::Relu => T::ZERO,
-    };
+    let floor = activation.floor();
     let mut y = vec![T::ZERO; x.len()];
     y.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(y, x)| {
-        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            for ((y, &x), c) in y.iter_mut().zip(x).zip(channels) {
-                let value = (x - c.mean) * (c.inverse_deviation * c.gamma) + c.beta;
-                // Written so that NaN passes through: a later check must see it.
-                *y = if value < floor { floor } else { value };
+        widest! {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                for ((((y, &x), &mean), &scale), &beta) in y.iter_mut().zip(x).zip(mean).zip(scale).zip(*beta) {
+                    let value = (x - mean) * scale + beta;
+                    // Written so that NaN passes through: a later check must see it.
+                    *y = if value < floor { floor } else { value };
+                }
             }
         }
     });
@@ -280,28 +292,32 @@ struct Gradients<T> {
 }
 
 impl<T: Real> Saved<'_, T> {
-    /// The gradient at the normalised value: zero where the ReLU cut.
+    /// Row `row` of x, y and grad.
     #[inline(always)]
-    fn masked(&self, y: T, grad: T) -> T {
-        match self.activation {
-            Activation::Relu if y <= T::ZERO => T::ZERO,
-            _ => grad,
-        }
+    fn row(&self, row: usize, width: usize) -> [&[T]; 3] {
+        [self.x, self.y, self.grad].map(|matrix| &matrix[row * width..][..width])
     }
 
-    /// Per channel the sums of grad, then of grad * normalised x: the gradients of beta and gamma.
-    fn channel_sums(&self, channels: &[Channel<T>]) -> Vec<f64> {
-        let width = channels.len();
+    /// Per channel the sums of grad, then of grad * normalised x: the gradients of beta and gamma. No gradient comes from
+    /// where the activation cut.
+    fn channel_sums(&self, channels: &Channels<'_, T>) -> Vec<f64> {
+        let Channels { mean, inverse_deviation, .. } = channels;
+        let width = mean.len();
         let rows = self.x.len() / width;
-        sum_over_parts(rows, rows_per_part(rows), 2 * width, |part, sums: &mut [f64]| {
+        let floor = self.activation.floor();
+        sum_over_parts(rows, rows_per_part(rows), 2 * width, |part, sums: &mut [T]| {
             let (dbeta, dgamma) = sums.split_at_mut(width);
-            for row in part {
-                let at = row * width..(row + 1) * width;
-                let (x, y, grad) = (&self.x[at.clone()], &self.y[at.clone()], &self.grad[at]);
-                for (i, c) in channels.iter().enumerate() {
-                    let g = self.masked(y[i], grad[i]).wide();
-                    dbeta[i] += g;
-                    dgamma[i] += g * ((x[i] - c.mean) * c.inverse_deviation).wide();
+            widest! {
+                // Equal lengths, as far as the compiler can see: no check stands in the loop.
+                let (mean, inverse_deviation, dgamma) =
+                    (&mean[..width], &inverse_deviation[..width], &mut dgamma[..width]);
+                for row in part.clone() {
+                    let [x, y, grad] = self.row(row, width);
+                    for i in 0..width {
+                        let g = if y[i] <= floor { T::ZERO } else { grad[i] };
+                        dbeta[i] += g;
+                        dgamma[i] += g * ((x[i] - mean[i]) * inverse_deviation[i]);
+                    }
                 }
             }
         })
@@ -309,23 +325,27 @@ impl<T: Real> Saved<'_, T> {
 
     /// With n = (x - mean) / deviation:  dx = gamma / deviation * (grad - mean(grad) - n * mean(grad * n)), where the
     /// means stand for the way through the batch's moments: they are absent where the moments are constants.
-    fn input_gradient(&self, channels: &[Channel<T>], sums: &[f64], through_moments: bool) -> Vec<T> {
-        let width = channels.len();
+    fn input_gradient(&self, channels: &Channels<'_, T>, sums: &[f64], through_moments: bool) -> Vec<T> {
+        let Channels { mean, inverse_deviation, scale, .. } = channels;
+        let width = mean.len();
         let rows = self.x.len() / width;
         let share = if through_moments { 1.0 / rows as f64 } else { 0.0 };
         let means: Vec<T> = sums.iter().map(|&sum| T::narrow(sum * share)).collect();
         let (mean_grad, mean_grad_n) = means.split_at(width);
+        let floor = self.activation.floor();
         let part = rows_per_part(rows);
         let mut dx = vec![T::ZERO; self.x.len()];
         dx.par_chunks_mut(part * width).enumerate().for_each(|(index, dx)| {
-            for (offset, dx) in dx.chunks_exact_mut(width).enumerate() {
-                let row = index * part + offset;
-                let at = row * width..(row + 1) * width;
-                let (x, y, grad) = (&self.x[at.clone()], &self.y[at.clone()], &self.grad[at]);
-                for (i, c) in channels.iter().enumerate() {
-                    let n = (x[i] - c.mean) * c.inverse_deviation;
-                    let g = self.masked(y[i], grad[i]) - mean_grad[i] - n * mean_grad_n[i];
-                    dx[i] = c.gamma * c.inverse_deviation * g;
+            widest! {
+                let [mean, inverse_deviation, scale] = [mean, inverse_deviation, scale].map(|values| &values[..width]);
+                let (mean_grad, mean_grad_n) = (&mean_grad[..width], &mean_grad_n[..width]);
+                for (offset, dx) in dx.chunks_exact_mut(width).enumerate() {
+                    let [x, y, grad] = self.row(index * part + offset, width);
+                    for i in 0..width {
+                        let g = if y[i] <= floor { T::ZERO } else { grad[i] };
+                        let n = (x[i] - mean[i]) * inverse_deviation[i];
+                        dx[i] = scale[i] * (g - mean_grad[i] - n * mean_grad_n[i]);
+                    }
                 }
             }
         });

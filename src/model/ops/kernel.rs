@@ -154,22 +154,26 @@ pub(super) fn rows_per_part(rows: usize) -> usize {
 }
 
 /// Sums vectors of `width` over the parts of `0..rows`: `add(part, sums)` adds a part's share onto zeros; the shares
-/// are combined in the order of the parts.
-pub(super) fn sum_over_parts<A, F>(rows: usize, rows_per_part: usize, width: usize, add: F) -> Vec<A>
+/// are combined in f64, in the order of the parts.
+pub(super) fn sum_over_parts<T, F>(rows: usize, rows_per_part: usize, width: usize, add: F) -> Vec<f64>
 where
-    A: Real,
-    F: Fn(Range<usize>, &mut [A]) + Sync,
+    T: Real,
+    F: Fn(Range<usize>, &mut [T]) + Sync,
 {
-    let parts: Vec<Vec<A>> = (0..rows.div_ceil(rows_per_part))
+    let parts: Vec<Vec<T>> = (0..rows.div_ceil(rows_per_part))
         .into_par_iter()
         .map(|part| {
             let start = part * rows_per_part;
-            let mut sums = vec![A::ZERO; width];
+            let mut sums = vec![T::ZERO; width];
             add(start..(start + rows_per_part).min(rows), &mut sums);
             sums
         })
         .collect();
-    if parts.is_empty() { vec![A::ZERO; width] } else { sum_in_order(parts) }
+    let mut total = vec![0.0; width];
+    for part in parts {
+        total.iter_mut().zip(part).for_each(|(sum, share)| *sum += share.wide());
+    }
+    total
 }
 
 /// The sum of vectors of one length, in their order; nothing of none.
@@ -193,14 +197,14 @@ mod tests {
 
     #[test]
     fn sums_over_parts_cover_every_row_once() {
-        let sums: Vec<f64> = sum_over_parts(130, 64, 2, |rows, sums| {
+        let sums = sum_over_parts(130, 64, 2, |rows, sums: &mut [f64]| {
             for row in rows {
                 sums[0] += row as f64;
                 sums[1] += 1.0;
             }
         });
         assert_eq!(sums, [129.0 * 130.0 / 2.0, 130.0]);
-        assert_eq!(sum_over_parts::<f64, _>(0, 64, 1, |_, _| unreachable!()), [0.0]);
+        assert_eq!(sum_over_parts(0, 64, 1, |_, _: &mut [f64]| unreachable!()), [0.0]);
     }
 
     #[test]

@@ -104,10 +104,10 @@ impl<T: Real> Norm<'_, T> {
         let rows = x.chunks_exact(width).zip(grad.chunks_exact(width));
         for ((x, grad), dx) in rows.zip(sums.dx.chunks_exact_mut(width)) {
             let (mean, scale) = mean_and_scale(x, self.eps);
-            for i in 0..width {
-                sums.dgamma[i] += grad[i] * ((x[i] - mean) * scale);
-                sums.dbeta[i] += grad[i];
+            for ((dgamma, &x), &grad) in sums.dgamma.iter_mut().zip(x).zip(grad) {
+                *dgamma += grad * ((x - mean) * scale);
             }
+            sums.dbeta.iter_mut().zip(grad).for_each(|(dbeta, &grad)| *dbeta += grad);
             let mean_h = sum_of(grad, self.gamma, |grad, gamma| grad * gamma) / count;
             let mean_hn =
                 sum_of_three(x, grad, self.gamma, |x, grad, gamma| (x - mean) * scale * (grad * gamma))

@@ -283,6 +283,7 @@ fn through_gelu<'a, A: Arithmetic>(
     widest! {
         let written = activated.chunks_exact_mut(width).zip(dhidden.chunks_exact_mut(width));
         for ((before, grad), (activated, dhidden)) in before.by_ref().zip(grad.chunks_exact(width)).zip(written) {
+            let (before, grad) = (&before[..width], &grad[..width]);
             for i in 0..width {
                 let (value, derivative) = gelu_with_derivative(A::to_wide(before[i]));
                 let gradient = grad[i] * derivative;
