@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::init::{Init, ParameterSpec};
 use super::layers::LayerNorm;
-use super::ops::{self, BlockLayout, BlockParameter, BlockSpec, Precision};
+use super::ops::{self, BlockLayout, BlockParameter, BlockSpec, Output, Precision};
 use super::weights::Weights;
 use super::{Encoder, Mode, ModelError, check_images};
 
@@ -202,13 +202,19 @@ impl Encoder for VisionTransformer {
         let patches = self.embed_patches(images)?;
         let class = self.cls_token.broadcast_as((images.dim(0)?, 1, self.plan.width))?;
         let mut x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.pos_embed)?;
-        let spec = BlockSpec { heads: self.plan.heads, norm_eps: LAYER_NORM_EPS, precision: self.precision };
-        for block in &self.blocks {
+        for (index, block) in self.blocks.iter().enumerate() {
+            // Of the last block only the class token is read.
+            let last = index + 1 == self.blocks.len();
+            let output = if last { Output::FirstToken } else { Output::AllTokens };
+            let spec = BlockSpec {
+                heads: self.plan.heads,
+                norm_eps: LAYER_NORM_EPS,
+                precision: self.precision,
+                output,
+            };
             x = ops::transformer_block(&x, &block.parameters()?, spec)?;
         }
-        // The norm works on each token alone: only the one that is read needs it.
-        let class = x.narrow(1, 0, 1)?.squeeze(1)?;
-        self.norm.forward(&class)
+        self.norm.forward(&x.squeeze(1)?)
     }
 
     fn feature_dim(&self) -> usize {

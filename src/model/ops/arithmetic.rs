@@ -127,6 +127,8 @@ pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
     type Narrow: Copy + Default + Send + Sync + 'static;
     /// Neighbours in the contraction that lie side by side.
     const GROUP: usize;
+    /// Rows of the left operand below which a product is slow because it first copies the right one.
+    const FEWEST_ROWS: usize;
 
     fn to_narrow(wide: Self::Wide) -> Self::Narrow;
     fn to_wide(narrow: Self::Narrow) -> Self::Wide;
@@ -220,6 +222,7 @@ impl<T: Real> Arithmetic for Full<T> {
     type Wide = T;
     type Narrow = T;
     const GROUP: usize = 1;
+    const FEWEST_ROWS: usize = 128;
 
     #[inline(always)]
     fn to_narrow(wide: T) -> T {

@@ -42,6 +42,7 @@ impl Arithmetic for Bf16 {
     type Wide = f32;
     type Narrow = Bits;
     const GROUP: usize = 2;
+    const FEWEST_ROWS: usize = 6;
 
     /// To nearest, halves to even; a NaN stays one.
     #[inline(always)]

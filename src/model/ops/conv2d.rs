@@ -287,8 +287,8 @@ impl Geometry {
         self.batch * self.out_height * self.out_width
     }
 
-    fn positions_per_tile(&self) -> usize {
-        self.positions().div_ceil(FEWEST_TILES).clamp(1, TILE_POSITIONS)
+    fn positions_per_tile<A: Arithmetic>(&self) -> usize {
+        self.positions().div_ceil(FEWEST_TILES).clamp(A::FEWEST_ROWS, TILE_POSITIONS)
     }
 
     fn forward<A: Arithmetic>(
@@ -302,7 +302,7 @@ impl Geometry {
         let (mut narrow, mut grouped) = (Vec::new(), Vec::new());
         let narrow = A::narrow(&weight.0, &mut narrow);
         let weight = A::group_columns(Rows::new(narrow, out, narrow.len() / out), &mut grouped);
-        let tile = self.positions_per_tile();
+        let tile = self.positions_per_tile::<A>();
         let mut y = vec![A::Wide::ZERO; self.positions() * out];
         let room = || (Vec::new(), Vec::new());
         y.par_chunks_mut(tile * out).enumerate().for_each_init(room, |(starts, scratch), (index, y)| {

@@ -38,7 +38,7 @@ pub use conv2d::conv2d;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use max_pool2d::max_pool2d;
-pub use transformer_block::{BlockLayout, BlockParameter, BlockSpec, transformer_block};
+pub use transformer_block::{BlockLayout, BlockParameter, BlockSpec, Output, transformer_block};
 
 use candle_core::{Device, Tensor};
 

@@ -29,19 +29,21 @@ pub(super) fn reference(qkv: &Tensor, heads: usize) -> Result<Tensor> {
 pub(super) struct Attention<A> {
     pub arithmetic: A,
     pub tokens: usize,
+    /// Tokens whose results are computed, the first ones.
+    pub queries: usize,
     pub width: usize,
     pub heads: usize,
 }
 
 /// Buffers of one thread.
 pub(super) struct Scratch<A: Arithmetic> {
-    /// [tokens, tokens]
+    /// [queries, tokens]
     probabilities: Vec<A::Wide>,
-    /// [tokens, tokens]
+    /// [queries, tokens]
     scores: Vec<A::Wide>,
-    /// The same as an operand, each row padded to whole groups: [tokens, padded tokens].
+    /// The same as an operand, each row padded to whole groups: [queries, padded tokens].
     operand: Vec<A::Narrow>,
-    /// [tokens, head width]
+    /// [queries or tokens, head width]
     product: Vec<A::Wide>,
     groups: [Vec<A::Narrow>; 2],
 }
@@ -74,22 +76,23 @@ impl<A: Arithmetic> Attention<A> {
     /// One head's queries, keys or values inside one image of `qkv`.
     fn packed<'a>(&self, qkv: &'a [A::Narrow], part: usize, head: usize) -> Rows<'a, A::Narrow> {
         let data = &qkv[part * self.width + head * self.head_width()..];
-        Rows { data, rows: self.tokens, columns: self.head_width(), stride: 3 * self.width }
+        let rows = if part == 0 { self.queries } else { self.tokens };
+        Rows { data, rows, columns: self.head_width(), stride: 3 * self.width }
     }
 
-    /// `out` [tokens, width] of `qkv` [tokens, 3 * width].
+    /// `out` [queries, width] of `qkv` [tokens, 3 * width].
     pub(super) fn forward(&self, qkv: &[A::Narrow], scratch: &mut Scratch<A>, out: &mut [A::Narrow]) {
         for head in 0..self.heads {
             self.probabilities(qkv, head, scratch);
             let Scratch { probabilities, operand, product, groups, .. } = scratch;
-            narrow_square::<A>(probabilities, self.tokens, operand);
+            narrow_scores::<A>(probabilities, self.tokens, operand);
             let values = A::group_rows(self.packed(qkv, 2, head), &mut groups[0]);
-            self.multiply_square(operand, values, product);
+            self.multiply_scores(operand, values, product);
             self.store(product, out, self.width, head * self.head_width());
         }
     }
 
-    /// The gradient of `qkv`, from the gradient of the result [tokens, width]:
+    /// The gradient of `qkv`, from the gradient of the result [queries, width]:
     /// dV = P^T dO;  dP = dO V^T;  dS = P (dP - sum(dP P)) * scale;  dQ = dS K;  dK = dS^T Q.
     pub(super) fn backward(
         &self,
@@ -98,27 +101,35 @@ impl<A: Arithmetic> Attention<A> {
         scratch: &mut Scratch<A>,
         dqkv: &mut [A::Narrow],
     ) {
+        // Tokens that asked nothing have no gradient there.
+        if self.queries < self.tokens {
+            dqkv.fill(A::Narrow::default());
+        }
         for head in 0..self.heads {
             let at = head * self.head_width();
             self.probabilities(qkv, head, scratch);
             let Scratch { probabilities, scores, operand, product, groups: [first, second] } = scratch;
-            let grad =
-                Rows { data: &grad[at..], rows: self.tokens, columns: self.head_width(), stride: self.width };
-            narrow_square::<A>(probabilities, self.tokens, operand);
-            let transposed = A::group_rows(self.square(operand), first).transposed();
+            let grad = Rows {
+                data: &grad[at..],
+                rows: self.queries,
+                columns: self.head_width(),
+                stride: self.width,
+            };
+            narrow_scores::<A>(probabilities, self.tokens, operand);
+            let transposed = A::group_rows(self.scores(operand), first).transposed();
             self.multiply(transposed, A::group_rows(grad, second), product);
             self.store(product, dqkv, 3 * self.width, 2 * self.width + at);
 
-            scores.resize(self.tokens * self.tokens, A::Wide::ZERO);
+            scores.resize(self.queries * self.tokens, A::Wide::ZERO);
             let values = A::group_columns(self.packed(qkv, 2, head), first);
             self.arithmetic.multiply(A::left(grad), values, scores, self.tokens, Write::Replace);
             self.score_gradients(scores, probabilities);
-            narrow_square::<A>(scores, self.tokens, operand);
+            narrow_scores::<A>(scores, self.tokens, operand);
             let keys = A::group_rows(self.packed(qkv, 1, head), first);
-            self.multiply_square(operand, keys, product);
+            self.multiply_scores(operand, keys, product);
             self.store(product, dqkv, 3 * self.width, at);
 
-            let transposed = A::group_rows(self.square(operand), first).transposed();
+            let transposed = A::group_rows(self.scores(operand), first).transposed();
             self.multiply(transposed, A::group_rows(self.packed(qkv, 0, head), second), product);
             self.store(product, dqkv, 3 * self.width, self.width + at);
         }
@@ -127,7 +138,7 @@ impl<A: Arithmetic> Attention<A> {
     /// softmax(Q K^T * scale) of one head, into the scratch.
     fn probabilities(&self, qkv: &[A::Narrow], head: usize, scratch: &mut Scratch<A>) {
         let Scratch { probabilities, groups, .. } = scratch;
-        probabilities.resize(self.tokens * self.tokens, A::Wide::ZERO);
+        probabilities.resize(self.queries * self.tokens, A::Wide::ZERO);
         let keys = A::group_columns(self.packed(qkv, 1, head), &mut groups[0]);
         let queries = A::left(self.packed(qkv, 0, head));
         self.arithmetic.multiply(queries, keys, probabilities, self.tokens, Write::Replace);
@@ -150,28 +161,28 @@ impl<A: Arithmetic> Attention<A> {
         };
     }
 
-    /// [tokens, tokens], rows padded.
-    fn square<'a>(&self, operand: &'a [A::Narrow]) -> Rows<'a, A::Narrow> {
-        Rows { data: operand, rows: self.tokens, columns: self.tokens, stride: self.padded_tokens() }
+    /// [queries, tokens], rows padded.
+    fn scores<'a>(&self, operand: &'a [A::Narrow]) -> Rows<'a, A::Narrow> {
+        Rows { data: operand, rows: self.queries, columns: self.tokens, stride: self.padded_tokens() }
     }
 
-    /// `operand` [tokens, padded tokens] times `right` [tokens, head width].
-    fn multiply_square(
+    /// `operand` [queries, padded tokens] times `right` [tokens, head width].
+    fn multiply_scores(
         &self,
         operand: &[A::Narrow],
         right: Right<'_, A::Narrow>,
         product: &mut Vec<A::Wide>,
     ) {
-        let padded = Rows { columns: self.padded_tokens(), ..self.square(operand) };
+        let padded = Rows { columns: self.padded_tokens(), ..self.scores(operand) };
         self.multiply(A::left(padded), right, product);
     }
 
     fn multiply(&self, left: Left<'_, A::Narrow>, right: Right<'_, A::Narrow>, product: &mut Vec<A::Wide>) {
-        product.resize(self.tokens * self.head_width(), A::Wide::ZERO);
+        product.resize(left.rows * self.head_width(), A::Wide::ZERO);
         self.arithmetic.multiply(left, right, product, self.head_width(), Write::Replace);
     }
 
-    /// Writes [tokens, head width] into columns of `out`, from `at` on.
+    /// Writes rows of [head width] into columns of `out`, from `at` on.
     fn store(&self, product: &[A::Wide], out: &mut [A::Narrow], stride: usize, at: usize) {
         widest! {
             for (out, row) in out.chunks_exact_mut(stride).zip(product.chunks_exact(self.head_width())) {
@@ -182,14 +193,14 @@ impl<A: Arithmetic> Attention<A> {
     }
 }
 
-/// [size, size] -> [size, size padded to whole groups]; the padding is zero.
-fn narrow_square<A: Arithmetic>(square: &[A::Wide], size: usize, operand: &mut Vec<A::Narrow>) {
-    let padded = size.next_multiple_of(A::GROUP);
-    operand.resize(size * padded, A::Narrow::default());
+/// [queries, tokens] -> [queries, tokens padded to whole groups]; the padding is zero.
+fn narrow_scores<A: Arithmetic>(scores: &[A::Wide], tokens: usize, operand: &mut Vec<A::Narrow>) {
+    let padded = tokens.next_multiple_of(A::GROUP);
+    operand.resize(scores.len() / tokens * padded, A::Narrow::default());
     widest! {
-        for (out, row) in operand.chunks_exact_mut(padded).zip(square.chunks_exact(size)) {
+        for (out, row) in operand.chunks_exact_mut(padded).zip(scores.chunks_exact(tokens)) {
             out.iter_mut().zip(row).for_each(|(out, &value)| *out = A::to_narrow(value));
-            out[size..].fill(A::Narrow::default());
+            out[tokens..].fill(A::Narrow::default());
         }
-    };
+    }
 }

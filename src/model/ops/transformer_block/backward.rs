@@ -107,60 +107,65 @@ impl<'a, A: Arithmetic> Backward<'a, A> {
     ) -> (Vec<A::Wide>, Vec<A::Wide>) {
         let geometry = &self.geometry;
         let tiles = geometry.batch.div_ceil(geometry.images_per_tile());
-        let rows_per_part = tiles.div_ceil(GRADIENT_PARTS) * geometry.rows_per_tile();
         let mut dx = vec![A::Wide::ZERO; x.len()];
-        let parts = dx.par_chunks_mut(rows_per_part * geometry.width).enumerate().map_init(
-            || Scratch::new(geometry),
-            |scratch, (part, dx)| {
-                let mut sums = vec![A::Wide::ZERO; geometry.layout().len()];
-                for (tile, dx) in dx.chunks_mut(geometry.rows_per_tile() * geometry.width).enumerate() {
-                    let first = part * rows_per_part + tile * geometry.rows_per_tile();
-                    self.tile(self.tile_at(first, x, saved, grad, dx), scratch, &mut sums);
-                }
-                sums
-            },
-        );
+        let images_per_part = tiles.div_ceil(GRADIENT_PARTS) * geometry.images_per_tile();
+        let parts =
+            dx.par_chunks_mut(images_per_part * geometry.tokens * geometry.width).enumerate().map_init(
+                || Scratch::new(geometry),
+                |scratch, (part, dx)| {
+                    let mut sums = vec![A::Wide::ZERO; geometry.layout().len()];
+                    for (tile, dx) in dx.chunks_mut(geometry.rows_per_tile() * geometry.width).enumerate() {
+                        let first = part * images_per_part + tile * geometry.images_per_tile();
+                        self.tile(self.tile_at(first, x, saved, grad, dx), scratch, &mut sums);
+                    }
+                    sums
+                },
+            );
         let parts: Vec<Vec<A::Wide>> = parts.collect();
         (dx, sum_in_order(parts))
     }
 
     fn tile_at<'t>(
         &self,
-        first_row: usize,
+        first_image: usize,
         x: &'t [A::Wide],
         saved: &'t Saved<A>,
         grad: &'t [A::Wide],
         dx: &'t mut [A::Wide],
     ) -> Tile<'t, A> {
-        let width = self.geometry.width;
-        let rows = first_row..first_row + dx.len() / width;
-        let elements = |width: usize| rows.start * width..rows.end * width;
+        let Geometry { tokens, queries, width, .. } = self.geometry;
+        let images = first_image..first_image + dx.len() / (tokens * width);
+        let elements = |an_image: usize| images.start * an_image..images.end * an_image;
         Tile {
-            x: &x[elements(width)],
-            grad: &grad[elements(width)],
-            middle: &saved.middle[elements(width)],
-            qkv: &saved.qkv[elements(3 * width)],
-            attended: &saved.attended[elements(width)],
-            hidden: &saved.hidden[elements(self.geometry.hidden())],
+            x: &x[elements(tokens * width)],
+            grad: &grad[elements(queries * width)],
+            middle: &saved.middle[elements(queries * width)],
+            qkv: &saved.qkv[elements(tokens * 3 * width)],
+            attended: &saved.attended[elements(queries * width)],
+            hidden: &saved.hidden[elements(queries * self.geometry.hidden())],
             dx,
         }
     }
 
     fn tile(&self, tile: Tile<'_, A>, scratch: &mut Scratch<A>, sums: &mut [A::Wide]) {
-        let elements = tile.x.len();
+        let Geometry { tokens, queries, width, .. } = self.geometry;
         self.mlp(&tile, scratch, sums);
-        scratch.dmiddle[..elements].copy_from_slice(tile.grad);
-        let dnorm = &scratch.dnorm[..elements];
-        self.norm(P::Norm2Weight, tile.middle, dnorm, &mut scratch.dmiddle[..elements], sums);
+        let kept = tile.grad.len();
+        scratch.dmiddle[..kept].copy_from_slice(tile.grad);
+        self.norm(P::Norm2Weight, tile.middle, &scratch.dnorm[..kept], &mut scratch.dmiddle[..kept], sums);
         self.attention(&tile, scratch, sums);
-        tile.dx.copy_from_slice(&scratch.dmiddle[..elements]);
-        self.norm(P::Norm1Weight, tile.x, &scratch.dnorm[..elements], tile.dx, sums);
+        // `dx` is zero: only the tokens that were computed have a way round the attention.
+        let images = tile.dx.chunks_exact_mut(tokens * width);
+        for (dx, dmiddle) in images.zip(scratch.dmiddle.chunks_exact(queries * width)) {
+            dx[..queries * width].copy_from_slice(dmiddle);
+        }
+        self.norm(P::Norm1Weight, tile.x, &scratch.dnorm[..tile.x.len()], tile.dx, sums);
     }
 
     /// From the block's gradient to that of the second normalisation's result.
     fn mlp(&self, tile: &Tile<'_, A>, scratch: &mut Scratch<A>, sums: &mut [A::Wide]) {
         let (width, hidden) = (self.geometry.width, self.geometry.hidden());
-        let elements = tile.x.len();
+        let elements = tile.grad.len();
         let Scratch { dnorm, product, normalised, grad, activated, dhidden, groups, .. } = scratch;
         let [input_groups, grad_groups, other_groups] = groups;
         let (grad, activated) = (&mut grad[..elements], &mut activated[..elements]);
@@ -197,12 +202,12 @@ impl<'a, A: Arithmetic> Backward<'a, A> {
 
     /// From the gradient at the sum in the middle to that of the first normalisation's result.
     fn attention(&self, tile: &Tile<'_, A>, scratch: &mut Scratch<A>, sums: &mut [A::Wide]) {
-        let Geometry { tokens, width, heads, .. } = self.geometry;
+        let Geometry { tokens, queries, width, heads, .. } = self.geometry;
         let (elements, rows) = (tile.x.len(), tile.x.len() / width);
         let Scratch { dnorm, product, dmiddle, dqkv, normalised, grad, groups, attention, .. } = scratch;
         let [input_groups, grad_groups, other_groups] = groups;
-        let (grad, product, dmiddle) =
-            (&mut grad[..elements], &mut product[..elements], &dmiddle[..elements]);
+        let kept = tile.grad.len();
+        let (grad, product, dmiddle) = (&mut grad[..kept], &mut product[..kept], &dmiddle[..kept]);
         let dqkv = &mut dqkv[..3 * elements];
 
         widest!(grad.iter_mut().zip(dmiddle).for_each(|(out, &value)| *out = A::to_narrow(value)));
@@ -219,8 +224,8 @@ impl<'a, A: Arithmetic> Backward<'a, A> {
         );
         widest!(grad.iter_mut().zip(&*product).for_each(|(out, &value)| *out = A::to_narrow(value)));
 
-        let heads = Attention { arithmetic: self.arithmetic, tokens, width, heads };
-        let images = tile.qkv.chunks_exact(3 * tokens * width).zip(grad.chunks_exact(tokens * width));
+        let heads = Attention { arithmetic: self.arithmetic, tokens, queries, width, heads };
+        let images = tile.qkv.chunks_exact(3 * tokens * width).zip(grad.chunks_exact(queries * width));
         for ((qkv, grad), dqkv) in images.zip(dqkv.chunks_exact_mut(3 * tokens * width)) {
             heads.backward(qkv, grad, attention, dqkv);
         }

@@ -38,28 +38,26 @@ struct Tile<'a, A: Arithmetic> {
 }
 
 impl<A: Arithmetic> Saved<A> {
-    /// The shares of the tiles of `rows` rows, in order.
-    fn tiles<'a>(
-        &'a mut self,
-        geometry: &Geometry,
-        rows: usize,
-    ) -> impl IndexedParallelIterator<Item = Tile<'a, A>> {
+    /// The shares of the tiles, in order.
+    fn tiles<'a>(&'a mut self, geometry: &Geometry) -> impl IndexedParallelIterator<Item = Tile<'a, A>> {
         let width = geometry.width;
+        let (rows, queries) = (geometry.rows_per_tile(), geometry.queries_per_tile());
         self.middle
-            .par_chunks_mut(rows * width)
+            .par_chunks_mut(queries * width)
             .zip(self.qkv.par_chunks_mut(rows * 3 * width))
-            .zip(self.attended.par_chunks_mut(rows * width))
-            .zip(self.hidden.par_chunks_mut(rows * geometry.hidden()))
+            .zip(self.attended.par_chunks_mut(queries * width))
+            .zip(self.hidden.par_chunks_mut(queries * geometry.hidden()))
             .map(|(((middle, qkv), attended), hidden)| Tile { middle, qkv, attended, hidden })
     }
 
-    /// The share of a tile of `rows` rows at the beginning.
-    fn first_tile(&mut self, geometry: &Geometry, rows: usize) -> Tile<'_, A> {
+    /// The share of the first `images` images.
+    fn first_tile(&mut self, geometry: &Geometry, images: usize) -> Tile<'_, A> {
+        let (rows, queries) = (images * geometry.tokens, images * geometry.queries);
         Tile {
-            middle: &mut self.middle[..rows * geometry.width],
+            middle: &mut self.middle[..queries * geometry.width],
             qkv: &mut self.qkv[..rows * 3 * geometry.width],
-            attended: &mut self.attended[..rows * geometry.width],
-            hidden: &mut self.hidden[..rows * geometry.hidden()],
+            attended: &mut self.attended[..queries * geometry.width],
+            hidden: &mut self.hidden[..queries * geometry.hidden()],
         }
     }
 }
@@ -68,12 +66,19 @@ impl<A: Arithmetic> Saved<A> {
 struct Scratch<A: Arithmetic> {
     product: Vec<A::Wide>,
     operand: Vec<A::Narrow>,
+    /// A part of the hidden layer, behind GELU.
+    activated: Vec<A::Narrow>,
     attention: attention::Scratch<A>,
 }
 
 impl<A: Arithmetic> Scratch<A> {
     fn new() -> Self {
-        Scratch { product: Vec::new(), operand: Vec::new(), attention: attention::Scratch::new() }
+        Scratch {
+            product: Vec::new(),
+            operand: Vec::new(),
+            activated: Vec::new(),
+            attention: attention::Scratch::new(),
+        }
     }
 }
 
@@ -99,28 +104,40 @@ impl<'a, A: Arithmetic> Forward<'a, A> {
         Forward { geometry, arithmetic, parameters, weights }
     }
 
-    /// `x` [rows, width] -> the same.
+    /// `x` [batch * tokens, width] -> [batch * queries, width].
     pub(super) fn run(&self, x: &[A::Wide]) -> Vec<A::Wide> {
-        let tile = self.geometry.rows_per_tile() * self.geometry.width;
-        let mut y = vec![A::Wide::ZERO; x.len()];
-        let room = || (Scratch::new(), Saved::new(&self.geometry, self.geometry.rows_per_tile()));
-        y.par_chunks_mut(tile).zip(x.par_chunks(tile)).for_each_init(room, |(scratch, room), (y, x)| {
-            let rows = x.len() / self.geometry.width;
-            self.tile(x, room.first_tile(&self.geometry, rows), scratch, y);
+        let Geometry { tokens, width, .. } = self.geometry;
+        let mut y = self.zeros();
+        let room = || (Scratch::new(), Saved::new(&self.geometry, self.geometry.images_per_tile()));
+        self.tiles(&mut y, x).for_each_init(room, |(scratch, room), (y, x)| {
+            let tile = room.first_tile(&self.geometry, x.len() / (tokens * width));
+            self.tile(x, tile, scratch, y);
         });
         y
     }
 
     /// The same, keeping what the backward pass reads.
     pub(super) fn run_and_save(&self, x: &[A::Wide], saved: &mut Saved<A>) -> Vec<A::Wide> {
-        let rows = self.geometry.rows_per_tile();
-        let tile = rows * self.geometry.width;
-        let mut y = vec![A::Wide::ZERO; x.len()];
-        y.par_chunks_mut(tile)
-            .zip(x.par_chunks(tile))
-            .zip(saved.tiles(&self.geometry, rows))
-            .for_each_init(Scratch::new, |scratch, ((y, x), tile)| self.tile(x, tile, scratch, y));
+        let mut y = self.zeros();
+        let tiles = self.tiles(&mut y, x).zip(saved.tiles(&self.geometry));
+        tiles.for_each_init(Scratch::new, |scratch, ((y, x), tile)| self.tile(x, tile, scratch, y));
         y
+    }
+
+    fn zeros(&self) -> Vec<A::Wide> {
+        let Geometry { batch, queries, width, .. } = self.geometry;
+        vec![A::Wide::ZERO; batch * queries * width]
+    }
+
+    /// Result and input, tile by tile.
+    fn tiles<'t>(
+        &self,
+        y: &'t mut [A::Wide],
+        x: &'t [A::Wide],
+    ) -> impl IndexedParallelIterator<Item = (&'t mut [A::Wide], &'t [A::Wide])> + use<'t, A> {
+        let width = self.geometry.width;
+        y.par_chunks_mut(self.geometry.queries_per_tile() * width)
+            .zip(x.par_chunks(self.geometry.rows_per_tile() * width))
     }
 
     fn parameter(&self, parameter: P) -> &'a [A::Wide] {
@@ -132,11 +149,11 @@ impl<'a, A: Arithmetic> Forward<'a, A> {
     }
 
     fn tile(&self, x: &[A::Wide], tile: Tile<'_, A>, scratch: &mut Scratch<A>, y: &mut [A::Wide]) {
-        let width = self.geometry.width;
-        let rows = x.len() / width;
-        let Scratch { product, operand, attention } = scratch;
+        let Geometry { tokens, queries, width, .. } = self.geometry;
+        let Scratch { product, operand, activated, attention } = scratch;
         product.resize(x.len(), A::Wide::ZERO);
         operand.resize(x.len(), A::Narrow::default());
+        activated.resize(y.len(), A::Narrow::default());
 
         widest!(self.norm(P::Norm1Weight, P::Norm1Bias).normalise(x, operand, A::to_narrow));
         for (part, bias) in self.parameter(P::QkvBias).chunks_exact(width).enumerate() {
@@ -145,26 +162,28 @@ impl<'a, A: Arithmetic> Forward<'a, A> {
             store::<A>(product, bias, out);
         }
         self.attend(tile.qkv, attention, tile.attended);
-        start_with(tile.middle, x, self.parameter(P::ProjBias));
+        // The rows behind the attention: of each image the first `queries`.
+        let (product, operand) = (&mut product[..y.len()], &mut operand[..y.len()]);
+        let kept = x.chunks_exact(tokens * width).map(|image| &image[..queries * width]);
+        start_with(tile.middle, kept, self.parameter(P::ProjBias));
         self.multiply(tile.attended, self.weights.proj, tile.middle, Write::Add);
 
         widest!(self.norm(P::Norm2Weight, P::Norm2Bias).normalise(tile.middle, operand, A::to_narrow));
-        start_with(y, tile.middle, self.parameter(P::Fc2Bias));
-        let mut activated = vec![A::Narrow::default(); rows * width];
+        start_with(y, std::iter::once(&*tile.middle), self.parameter(P::Fc2Bias));
         for (part, bias) in self.parameter(P::Fc1Bias).chunks_exact(width).enumerate() {
             self.multiply(operand, self.weights.fc1.columns(part * width, width), product, Write::Replace);
             let hidden =
                 tile.hidden.chunks_exact_mut(MLP_RATIO * width).map(|row| &mut row[part * width..][..width]);
-            store_activated::<A>(product, bias, hidden, &mut activated);
+            store_activated::<A>(product, bias, hidden, activated);
             let groups = width / A::GROUP;
-            self.multiply(&activated, self.weights.fc2.groups(part * groups, groups), y, Write::Add);
+            self.multiply(activated, self.weights.fc2.groups(part * groups, groups), y, Write::Add);
         }
     }
 
     fn attend(&self, qkv: &[A::Narrow], scratch: &mut attention::Scratch<A>, out: &mut [A::Narrow]) {
-        let Geometry { tokens, width, heads, .. } = self.geometry;
-        let attention = Attention { arithmetic: self.arithmetic, tokens, width, heads };
-        let images = qkv.chunks_exact(3 * tokens * width).zip(out.chunks_exact_mut(tokens * width));
+        let Geometry { tokens, queries, width, heads, .. } = self.geometry;
+        let attention = Attention { arithmetic: self.arithmetic, tokens, queries, width, heads };
+        let images = qkv.chunks_exact(3 * tokens * width).zip(out.chunks_exact_mut(queries * width));
         images.for_each(|(qkv, out)| attention.forward(qkv, scratch, out));
     }
 
@@ -176,13 +195,16 @@ impl<'a, A: Arithmetic> Forward<'a, A> {
     }
 }
 
-/// What products are then added onto: `x` + `bias` in each row.
-fn start_with<T: Real>(out: &mut [T], x: &[T], bias: &[T]) {
-    widest! {
-        for (out, x) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())) {
-            out.iter_mut().zip(x).zip(bias).for_each(|((out, &x), &bias)| *out = x + bias);
+/// What products are then added onto: the rows of `x`, which comes in pieces, + `bias`.
+fn start_with<'a, T: Real>(out: &mut [T], x: impl Iterator<Item = &'a [T]>, bias: &[T]) {
+    let mut out = out.chunks_exact_mut(bias.len());
+    for piece in x {
+        widest! {
+            for (x, out) in piece.chunks_exact(bias.len()).zip(out.by_ref()) {
+                out.iter_mut().zip(x).zip(bias).for_each(|((out, &x), &bias)| *out = x + bias);
+            }
         }
-    };
+    }
 }
 
 /// `product` + `bias`, as operands.

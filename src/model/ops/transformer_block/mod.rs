@@ -106,9 +106,27 @@ pub struct BlockSpec {
     pub heads: usize,
     pub norm_eps: f64,
     pub precision: Precision,
+    pub output: Output,
 }
 
-/// `x` [batch, tokens, width], `parameters` a vector in [`BlockLayout`]'s order -> [batch, tokens, width].
+/// Which tokens a block computes. Attention reads all of them either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    AllTokens,
+    /// The first alone: enough of the last block where only its class token is read, and a quarter of the work.
+    FirstToken,
+}
+
+impl Output {
+    fn tokens(self, all: usize) -> usize {
+        match self {
+            Output::AllTokens => all,
+            Output::FirstToken => 1,
+        }
+    }
+}
+
+/// `x` [batch, tokens, width], `parameters` a vector in [`BlockLayout`]'s order -> [batch, tokens (or 1), width].
 /// The width must be a multiple of the heads; of twice the heads for bf16.
 pub fn transformer_block(x: &Tensor, parameters: &Tensor, spec: BlockSpec) -> Result<Tensor> {
     if !has_kernel(x) {
@@ -138,6 +156,8 @@ pub(super) fn reference(x: &Tensor, parameters: &Tensor, spec: BlockSpec) -> Res
     use BlockParameter as P;
     let qkv = linear(&norm(x, P::Norm1Weight, P::Norm1Bias)?, P::QkvWeight, P::QkvBias)?;
     let attended = attention::reference(&qkv, spec.heads)?;
+    let tokens = spec.output.tokens(x.dim(1)?);
+    let (x, attended) = (x.narrow(1, 0, tokens)?, attended.narrow(1, 0, tokens)?);
     let x = (x + linear(&attended, P::ProjWeight, P::ProjBias)?)?;
     let hidden = linear(&norm(&x, P::Norm2Weight, P::Norm2Bias)?, P::Fc1Weight, P::Fc1Bias)?;
     &x + linear(&super::gelu::reference(&hidden)?, P::Fc2Weight, P::Fc2Bias)?
@@ -147,6 +167,8 @@ pub(super) fn reference(x: &Tensor, parameters: &Tensor, spec: BlockSpec) -> Res
 struct Geometry {
     batch: usize,
     tokens: usize,
+    /// Tokens that are computed: queries of the attention, rows of everything behind it.
+    queries: usize,
     width: usize,
     heads: usize,
     norm_eps: f64,
@@ -154,7 +176,7 @@ struct Geometry {
 
 impl Geometry {
     fn of(x: &Layout, parameters: &Layout, spec: BlockSpec) -> Result<Self> {
-        let BlockSpec { heads, norm_eps, precision } = spec;
+        let BlockSpec { heads, norm_eps, precision, output } = spec;
         let (batch, tokens, width) = x.shape().dims3()?;
         let multiple = if precision == Precision::Bf16 { 2 * heads } else { heads };
         if heads == 0 || batch * tokens * width == 0 || width % multiple != 0 {
@@ -167,7 +189,7 @@ impl Geometry {
                 parameters.shape()
             );
         }
-        Ok(Geometry { batch, tokens, width, heads, norm_eps })
+        Ok(Geometry { batch, tokens, queries: output.tokens(tokens), width, heads, norm_eps })
     }
 
     fn hidden(&self) -> usize {
@@ -187,31 +209,32 @@ impl Geometry {
         self.images_per_tile() * self.tokens
     }
 
-    fn rows(&self) -> usize {
-        self.batch * self.tokens
+    fn queries_per_tile(&self) -> usize {
+        self.images_per_tile() * self.queries
     }
 }
 
-/// What the backward pass reads besides the input, for all rows.
+/// What the backward pass reads besides the input, of some images.
 struct Saved<A: Arithmetic> {
-    /// [rows, width]: the sum between attention and MLP.
+    /// [images * queries, width]: the sum between attention and MLP.
     middle: Vec<A::Wide>,
-    /// [rows, 3 width]: queries, keys, values.
+    /// [images * tokens, 3 width]: queries, keys, values.
     qkv: Vec<A::Narrow>,
-    /// [rows, width]: the heads' results side by side.
+    /// [images * queries, width]: the heads' results side by side.
     attended: Vec<A::Narrow>,
-    /// [rows, hidden]: before GELU.
+    /// [images * queries, hidden]: before GELU.
     hidden: Vec<A::Narrow>,
 }
 
 impl<A: Arithmetic> Saved<A> {
-    fn new(geometry: &Geometry, rows: usize) -> Self {
-        let narrow = |width: usize| vec![A::Narrow::default(); rows * width];
+    fn new(geometry: &Geometry, images: usize) -> Self {
+        let (rows, queries) = (images * geometry.tokens, images * geometry.queries);
+        let narrow = |elements: usize| vec![A::Narrow::default(); elements];
         Saved {
-            middle: vec![<A::Wide as super::kernel::Real>::ZERO; rows * geometry.width],
-            qkv: narrow(3 * geometry.width),
-            attended: narrow(geometry.width),
-            hidden: narrow(geometry.hidden()),
+            middle: vec![<A::Wide as super::kernel::Real>::ZERO; queries * geometry.width],
+            qkv: narrow(rows * 3 * geometry.width),
+            attended: narrow(queries * geometry.width),
+            hidden: narrow(queries * geometry.hidden()),
         }
     }
 }
@@ -250,7 +273,7 @@ impl<A: Arithmetic> CustomOp2 for Block<A> {
         let mut buffers = forward::WeightBuffers::<A>::default();
         let pass = forward::Forward::new(self.geometry, self.arithmetic, parameters, &mut buffers);
         let y = if self.tracked {
-            let mut saved = Saved::new(&self.geometry, self.geometry.rows());
+            let mut saved = Saved::new(&self.geometry, self.geometry.batch);
             let y = pass.run_and_save(x, &mut saved);
             if self.saved.set(saved).is_err() {
                 bail!("transformer-block: one operation applied twice");
@@ -259,7 +282,8 @@ impl<A: Arithmetic> CustomOp2 for Block<A> {
         } else {
             pass.run(x)
         };
-        Ok((into_storage(y), l1.shape().clone()))
+        let Geometry { batch, queries, width, .. } = self.geometry;
+        Ok((into_storage(y), Shape::from((batch, queries, width))))
     }
 
     fn bwd(

@@ -8,7 +8,7 @@ use crate::model::ops::gradient_check::{assert_gradients, assert_same, random, w
 const EPS: f64 = 1e-2;
 
 fn spec(heads: usize, precision: Precision) -> BlockSpec {
-    BlockSpec { heads, norm_eps: EPS, precision }
+    BlockSpec { heads, norm_eps: EPS, precision, output: Output::AllTokens }
 }
 
 /// An input and parameters that keep every part of the block at work.
@@ -20,8 +20,11 @@ fn inputs(batch: usize, tokens: usize, width: usize) -> [Tensor; 2] {
 #[test]
 fn gradients_equal_finite_differences() {
     let inputs = inputs(2, 3, 4);
-    assert_gradients(&inputs, |x| transformer_block(&x[0], &x[1], spec(2, Precision::F32)));
-    assert_gradients(&inputs, |x| reference(&x[0], &x[1], spec(2, Precision::F32)));
+    for output in [Output::AllTokens, Output::FirstToken] {
+        let spec = BlockSpec { output, ..spec(2, Precision::F32) };
+        assert_gradients(&inputs, |x| transformer_block(&x[0], &x[1], spec));
+        assert_gradients(&inputs, |x| reference(&x[0], &x[1], spec));
+    }
 }
 
 proptest! {
@@ -29,10 +32,11 @@ proptest! {
     /// Sizes that leave a rest everywhere, among them several tiles and more tiles than parts.
     #[test]
     fn every_shape_gives_what_the_reference_gives(
-        batch in 1usize..4, tokens in 1usize..140, heads in 1usize..4, head_width in 1usize..6,
+        batch in 1usize..4, tokens in 1usize..140, heads in 1usize..4, head_width in 1usize..6, first: bool,
     ) {
         let inputs = inputs(batch, tokens, heads * head_width);
-        let spec = spec(heads, Precision::F32);
+        let output = if first { Output::FirstToken } else { Output::AllTokens };
+        let spec = BlockSpec { output, ..spec(heads, Precision::F32) };
         assert_same(&inputs, |x| transformer_block(&x[0], &x[1], spec), |x| reference(&x[0], &x[1], spec));
     }
 }
@@ -59,11 +63,12 @@ proptest! {
     /// bf16 keeps 8 bits: results and gradients lie as close to f32's as that allows, measured over all elements.
     #[test]
     fn bf16_stays_close_to_f32(
-        batch in 1usize..4, tokens in 1usize..100, heads in 1usize..4, half_head_width in 1usize..5,
+        batch in 1usize..4, tokens in 1usize..100, heads in 1usize..4, half_head_width in 1usize..5, first: bool,
     ) {
         let inputs = inputs(batch, tokens, 2 * heads * half_head_width);
-        let exact = results(&inputs, spec(heads, Precision::F32));
-        let rounded = results(&inputs, spec(heads, Precision::Bf16));
+        let output = if first { Output::FirstToken } else { Output::AllTokens };
+        let exact = results(&inputs, BlockSpec { output, ..spec(heads, Precision::F32) });
+        let rounded = results(&inputs, BlockSpec { output, ..spec(heads, Precision::Bf16) });
         for (exact, rounded) in exact.iter().zip(&rounded) {
             let distance: f64 = exact.iter().zip(rounded).map(|(a, b)| f64::from(a - b).powi(2)).sum();
             let size: f64 = exact.iter().map(|a| f64::from(*a).powi(2)).sum();
