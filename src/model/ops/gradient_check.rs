@@ -92,6 +92,16 @@ pub(crate) fn assert_same(
 }
 
 /// # Panics
+/// When results with rounded operands are further from exact ones than `tolerance`, as the root of the mean square, in
+/// units of one and of the exact ones' size.
+pub(crate) fn assert_near(exact: &[f32], rounded: &[f32], tolerance: f64) {
+    assert_eq!(exact.len(), rounded.len());
+    let distance: f64 = exact.iter().zip(rounded).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let size: f64 = exact.iter().map(|a| 1.0 + f64::from(*a).powi(2)).sum();
+    assert!((distance / size).sqrt() <= tolerance, "{distance} of {size}");
+}
+
+/// # Panics
 /// When shapes differ or an element differs by more than `tolerance * (1 + the largest element)`: sums that cancel keep
 /// the rounding of what they were summed from.
 pub(crate) fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) {

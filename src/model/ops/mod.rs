@@ -8,11 +8,13 @@
 //! whose sizes follow from shapes; each part is computed by one thread; partial sums are combined in the parts' order.
 //!
 //! Devices other than the CPU run the reference. Every operation takes f32 and f64: f64 is what the gradient checks
-//! run in.
+//! run in. Products of f32 tensors may be taken in bf16 ([`Precision`]): `arithmetic` says what an operand is then,
+//! `bf16` multiplies, and `vector` compiles the loops between products for the widest instructions there are.
 //!
 //! Why own operations: candle's `LayerNorm` and `softmax_last_dim` record no backward and say nothing, its max-pool
 //! has none where kernel and stride differ, ReLU's gradient at 0 is 1, and the convolution's backward is many times
-//! slower than its forward.
+//! slower than its forward. And a transformer's block as one operation keeps a few images' activations in the cache,
+//! where a chain of operations sends the whole batch's through memory.
 
 mod add_relu;
 mod arithmetic;

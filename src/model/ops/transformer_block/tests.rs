@@ -2,7 +2,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::ops::gradient_check::{assert_gradients, assert_same, random, weighted_sum};
+use crate::model::ops::gradient_check::{assert_gradients, assert_near, assert_same, random, weighted_sum};
 
 /// Large enough that rows of two numbers, which may hardly vary, are not blown up together with their rounding.
 const EPS: f64 = 1e-2;
@@ -69,11 +69,7 @@ proptest! {
         let output = if first { Output::FirstToken } else { Output::AllTokens };
         let exact = results(&inputs, BlockSpec { output, ..spec(heads, Precision::F32) });
         let rounded = results(&inputs, BlockSpec { output, ..spec(heads, Precision::Bf16) });
-        for (exact, rounded) in exact.iter().zip(&rounded) {
-            let distance: f64 = exact.iter().zip(rounded).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-            let size: f64 = exact.iter().map(|a| f64::from(*a).powi(2)).sum();
-            prop_assert!((distance / size).sqrt() < 0.02, "{distance} of {size}");
-        }
+        exact.iter().zip(&rounded).for_each(|(exact, rounded)| assert_near(exact, rounded, 0.02));
     }
 }
 
