@@ -93,9 +93,9 @@ impl Arithmetic for Bf16 {
             let last = (first + 16).min(columns / 2);
             for (row, source) in data.chunks(stride).take(rows).enumerate() {
                 let pairs = source[..columns].as_chunks::<2>().0;
-                for pair in first..last {
+                for (pair, elements) in pairs.iter().enumerate().take(last).skip(first) {
                     let at = (pair * rows + row) * 2;
-                    scratch[at..at + 2].copy_from_slice(&pairs[pair]);
+                    scratch[at..at + 2].copy_from_slice(elements);
                 }
             }
         }

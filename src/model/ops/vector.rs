@@ -54,7 +54,8 @@ pub(super) fn sum_of_three<T: Real>(a: &[T], b: &[T], c: &[T], term: impl Fn(T, 
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            lanes[lane] = lanes[lane] + lanes[lane + width];
+            let other = lanes[lane + width];
+            lanes[lane] += other;
         }
         width /= 2;
     }

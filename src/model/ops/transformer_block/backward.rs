@@ -113,7 +113,7 @@ impl<'a, A: Arithmetic> Backward<'a, A> {
             dx.par_chunks_mut(images_per_part * geometry.tokens * geometry.width).enumerate().map_init(
                 || Scratch::new(geometry),
                 |scratch, (part, dx)| {
-                    let mut sums = vec![A::Wide::ZERO; geometry.layout().len()];
+                    let mut sums = vec![A::Wide::ZERO; geometry.layout().elements()];
                     for (tile, dx) in dx.chunks_mut(geometry.rows_per_tile() * geometry.width).enumerate() {
                         let first = part * images_per_part + tile * geometry.images_per_tile();
                         self.tile(self.tile_at(first, x, saved, grad, dx), scratch, &mut sums);

@@ -84,19 +84,19 @@ impl BlockLayout {
         }
     }
 
-    fn elements(self, parameter: BlockParameter) -> usize {
+    fn elements_of(self, parameter: BlockParameter) -> usize {
         self.shape(parameter).iter().product()
     }
 
     /// Elements of the whole vector.
-    pub fn len(self) -> usize {
-        BlockParameter::ALL.into_iter().map(|parameter| self.elements(parameter)).sum()
+    pub fn elements(self) -> usize {
+        BlockParameter::ALL.into_iter().map(|parameter| self.elements_of(parameter)).sum()
     }
 
     fn range(self, parameter: BlockParameter) -> Range<usize> {
         let before = BlockParameter::ALL.into_iter().take_while(|other| *other != parameter);
-        let start = before.map(|other| self.elements(other)).sum();
-        start..start + self.elements(parameter)
+        let start = before.map(|other| self.elements_of(other)).sum();
+        start..start + self.elements_of(parameter)
     }
 }
 
@@ -182,7 +182,7 @@ impl Geometry {
         if heads == 0 || batch * tokens * width == 0 || width % multiple != 0 {
             bail!("transformer-block: {heads} heads do not fit {:?} in {precision:?}", x.shape());
         }
-        let expected = BlockLayout { width }.len();
+        let expected = BlockLayout { width }.elements();
         if parameters.dims() != [expected] {
             bail!(
                 "transformer-block: {:?} are not the {expected} parameters of width {width}",

@@ -13,7 +13,7 @@ fn spec(heads: usize, precision: Precision) -> BlockSpec {
 
 /// An input and parameters that keep every part of the block at work.
 fn inputs(batch: usize, tokens: usize, width: usize) -> [Tensor; 2] {
-    let parameters = random(BlockLayout { width }.len(), 2);
+    let parameters = random(BlockLayout { width }.elements(), 2);
     [random((batch, tokens, width), 1), (parameters * 0.7).unwrap()]
 }
 
@@ -100,7 +100,8 @@ fn threads_change_no_bit() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let x = Tensor::zeros((1, 2, 6), DType::F32, &Device::Cpu).unwrap();
-    let parameters = |width| Tensor::zeros(BlockLayout { width }.len(), DType::F32, &Device::Cpu).unwrap();
+    let parameters =
+        |width| Tensor::zeros(BlockLayout { width }.elements(), DType::F32, &Device::Cpu).unwrap();
     assert!(transformer_block(&x, &parameters(6), spec(4, Precision::F32)).is_err());
     assert!(transformer_block(&x, &parameters(6), spec(2, Precision::Bf16)).is_err());
     assert!(transformer_block(&x, &parameters(8), spec(2, Precision::F32)).is_err());
