@@ -42,7 +42,10 @@ struct Options {
     /// Folder of the page and the picture.
     #[arg(long, global = true, default_value = "docs", value_name = "DIR")]
     out: PathBuf,
-    /// A line of the daemon's configuration over the benchmark's own, such as train.nice=0. Writes nothing then.
+    /// Rounds of `training`; not given: 6, small: 1.
+    #[arg(long, global = true, value_name = "N")]
+    rounds: Option<usize>,
+    /// A line of the daemon's configuration over the benchmark's own, such as 'train.priority="normal"'. Writes nothing then.
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }

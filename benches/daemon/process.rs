@@ -27,13 +27,28 @@ pub fn cpu(id: u32) -> Result<Cpu> {
     let ticks = |at: usize| -> Result<f64> {
         Ok(fields.get(at).context(path.clone())?.parse::<f64>().with_context(|| path.clone())?)
     };
-    // SAFETY: sysconf only reads a constant of the system.
-    let ticks_per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    let ticks_per_second = ticks_per_second();
     // man 5 proc: utime, stime, cutime and cstime are the fields 14 to 17 of the line, the state is the third.
     Ok(Cpu {
         own: (ticks(11)? + ticks(12)?) / ticks_per_second,
         children: (ticks(13)? + ticks(14)?) / ticks_per_second,
     })
+}
+
+fn ticks_per_second() -> f64 {
+    // SAFETY: sysconf only reads a constant of the system.
+    unsafe { libc::sysconf(libc::_SC_CLK_TCK) as f64 }
+}
+
+/// CPU seconds that all cores together were not idle.
+pub fn busy_seconds() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let first = text.lines().next().unwrap_or_default();
+    let fields = first.split_whitespace().skip(1).map(str::parse::<f64>);
+    let fields = fields.collect::<Result<Vec<f64>, _>>().context("/proc/stat")?;
+    // man 5 proc: user, nice, system, idle, iowait, irq, softirq, steal; guests are counted under user.
+    let busy = fields.iter().take(8).enumerate().filter(|(at, _)| !matches!(at, 3 | 4));
+    Ok(busy.map(|(_, ticks)| ticks).sum::<f64>() / ticks_per_second())
 }
 
 /// Resident bytes now.

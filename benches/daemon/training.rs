@@ -17,7 +17,7 @@ use crate::Options;
 use crate::broker::{Broker, Picture, Positions, Sender, pictures, saturate};
 use crate::chart::median;
 use crate::page;
-use crate::process::{children, cpu, signal};
+use crate::process::{busy_seconds, children, cpu, signal};
 use crate::site::{LATENESS_MS, PERIOD_MS, Site, period};
 
 const PARTITIONS: i32 = 4;
@@ -29,10 +29,12 @@ const SETTLE: Duration = Duration::from_millis(500);
 const RUN_UP: Duration = Duration::from_millis(1500);
 const POSITIONS_EVERY: Duration = Duration::from_millis(10);
 /// Requests to `embed`: far below what one core answers.
-const REQUESTS_PER_SECOND: u32 = 40;
+const REQUESTS_PER_SECOND: u32 = 20;
 /// The last period's ingest must be over before `embed` is timed.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// Medians over so many.
+const ROUNDS: usize = 6;
 const INGEST_BOUND: f64 = 0.90;
 const EMBED_BOUND: f64 = 2.0;
 
@@ -61,10 +63,10 @@ struct Plan {
 #[derive(Default)]
 struct Round {
     ingest: [Ingested; 2],
-    /// Milliseconds of each request.
+    /// Milliseconds of each request; infinity: it was refused.
     embed_ms: [Vec<f64>; 2],
-    /// Training images a second while ingest is saturated, and while only `embed` is asked.
-    trained: [f64; 2],
+    /// Cores that the training process gets while ingest is saturated, and while only `embed` is asked.
+    training_cores: [f64; 2],
 }
 
 #[derive(Default, Clone, Copy)]
@@ -72,14 +74,16 @@ struct Ingested {
     frames_per_second: f64,
     /// Cores that the daemon's own process used.
     cores: f64,
+    /// Cores that neither it nor its training nor this program used.
+    others_cores: f64,
     /// Share of the producer's looks at which it could send nothing more.
     saturated: f64,
 }
 
 pub async fn run(options: &Options) -> Result<bool> {
     let plan = match options.small {
-        true => Plan { window: Duration::from_secs(3), rounds: 1 },
-        false => Plan { window: Duration::from_secs(10), rounds: 6 },
+        true => Plan { window: Duration::from_secs(3), rounds: options.rounds.unwrap_or(1) },
+        false => Plan { window: Duration::from_secs(10), rounds: options.rounds.unwrap_or(ROUNDS) },
     };
     let pictures = pictures(&options.frames)?;
     let mut broker = Broker::start(PARTITIONS)?;
@@ -87,7 +91,9 @@ pub async fn run(options: &Options) -> Result<bool> {
     println!("a first version, then a training that goes on and on");
     let child = train(&mut broker.sender, &site, &pictures).await?;
     let mut bench = Bench { broker, site, pictures: Arc::new(pictures), child, window: plan.window };
-    println!("round            frames/s  daemon cores  full   embed p50 ms  p99 ms  training images/s");
+    println!(
+        "round            frames/s  daemon cores  others  full   embed p50 ms  p99 ms  training's cores"
+    );
     let mut rounds = vec![];
     for number in 0..plan.rounds {
         let mut round = Round::default();
@@ -154,39 +160,35 @@ impl Bench {
     async fn windows(&mut self, kind: usize, round: &mut Round) -> Result<()> {
         signal(self.child, if kind == 0 { libc::SIGSTOP } else { libc::SIGCONT })?;
         tokio::time::sleep(SETTLE).await;
-        let (ingested, trained) = self.ingest().await?;
+        let (ingested, beside_ingest) = self.ingest().await?;
         round.ingest[kind] = ingested;
         tokio::time::sleep(QUIET).await;
-        let before = self.trained_images().await?;
+        let (before, began) = (cpu(self.child)?.own, Instant::now());
         round.embed_ms[kind] = self.embed().await?;
-        let alone = (self.trained_images().await? - before) / self.window.as_secs_f64();
+        let beside_embed = (cpu(self.child)?.own - before) / began.elapsed().as_secs_f64();
         if kind == 1 {
-            round.trained = [trained, alone];
+            round.training_cores = [beside_ingest, beside_embed];
         }
         Ok(())
     }
 
-    async fn trained_images(&self) -> Result<f64> {
-        metric(&self.site, "palimpsest_train_images_total").await
-    }
-
-    /// Saturates ingest for a window; with the training images a second meanwhile.
+    /// Saturates ingest for a window; with the cores that the training process gets meanwhile.
     async fn ingest(&mut self) -> Result<(Ingested, f64)> {
         let positions: Positions = Arc::new((0..PARTITIONS).map(|_| AtomicI64::new(0)).collect());
         let stop = AtomicBool::new(false);
         let (site, sender, pictures) = (&self.site, &mut self.broker.sender, &self.pictures);
         let start = period(2).start();
-        let window = self.window;
+        let (window, child) = (self.window, self.child);
         std::thread::scope(|scope| {
             let (shared, ended) = (&positions, &stop);
             let producer = scope.spawn(move || saturate(sender, pictures, start, shared, ended));
             let measured = tokio::task::block_in_place(|| {
-                tokio::runtime::Handle::current().block_on(accepted(site, &positions, window))
+                tokio::runtime::Handle::current().block_on(accepted((site, child), &positions, window))
             });
             stop.store(true, Ordering::Relaxed);
             let saturated = producer.join().map_err(|_| anyhow::anyhow!("the producer panicked"))??;
-            let (ingested, trained) = measured?;
-            Ok((Ingested { saturated, ..ingested }, trained))
+            let (ingested, training_cores) = measured?;
+            Ok((Ingested { saturated, ..ingested }, training_cores))
         })
     }
 
@@ -194,6 +196,10 @@ impl Bench {
     async fn embed(&self) -> Result<Vec<f64>> {
         let client = reqwest::Client::new();
         let url = format!("{}/v1/embed", self.site.address);
+        // The first request of all loads the encoder.
+        let first =
+            client.post(&url).header("content-type", "image/jpeg").body(self.pictures[0].image.clone());
+        first.send().await?.error_for_status()?;
         let mut due = tokio::time::interval(Duration::from_secs(1) / REQUESTS_PER_SECOND);
         due.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let count = self.window.as_secs() as usize * REQUESTS_PER_SECOND as usize;
@@ -203,8 +209,12 @@ impl Bench {
             let image = self.pictures[number % self.pictures.len()].image.clone();
             let request = client.post(&url).header("content-type", "image/jpeg").body(image);
             requests.push(tokio::spawn(async move {
-                let answer = request.send().await?.error_for_status()?;
-                answer.bytes().await?;
+                let answer = request.send().await?;
+                // Too many at once: somebody who would have waited for ever.
+                if answer.status() == reqwest::StatusCode::SERVICE_UNAVAILABLE {
+                    return Ok(f64::INFINITY);
+                }
+                answer.error_for_status()?.bytes().await?;
                 Ok::<f64, reqwest::Error>(sent.elapsed().as_secs_f64() * 1000.0)
             }));
         }
@@ -216,18 +226,29 @@ impl Bench {
     }
 }
 
-/// Follows the committed positions: frames a second over the window, after the run-up.
-async fn accepted(site: &Site, positions: &Positions, window: Duration) -> Result<(Ingested, f64)> {
+/// Follows the committed positions: frames a second over the window, after the run-up; and the child's cores.
+async fn accepted(
+    (site, child): (&Site, u32),
+    positions: &Positions,
+    window: Duration,
+) -> Result<(Ingested, f64)> {
     follow(site, positions, RUN_UP).await?;
     let (first, began) = (follow(site, positions, Duration::ZERO).await?, Instant::now());
-    let before = cpu(site.daemon_id())?;
-    let images = metric(site, "palimpsest_train_images_total").await?;
+    let before = [cpu(site.daemon_id())?.own, cpu(child)?.own, others(site, child)?];
     let last = follow(site, positions, window).await?;
     let seconds = began.elapsed().as_secs_f64();
-    let cores = (cpu(site.daemon_id())?.own - before.own) / seconds;
-    let trained = (metric(site, "palimpsest_train_images_total").await? - images) / seconds;
+    let cores = (cpu(site.daemon_id())?.own - before[0]) / seconds;
+    let training_cores = (cpu(child)?.own - before[1]) / seconds;
+    let others_cores = (others(site, child)? - before[2]) / seconds;
     let frames_per_second = (last - first) as f64 / seconds;
-    Ok((Ingested { frames_per_second, cores, saturated: 0.0 }, trained))
+    Ok((Ingested { frames_per_second, cores, others_cores, saturated: 0.0 }, training_cores))
+}
+
+/// CPU seconds of all that is not the daemon, its training or this program.
+fn others(site: &Site, child: u32) -> Result<f64> {
+    let ours = [site.daemon_id(), child, std::process::id()].map(|id| cpu(id).map(|cpu| cpu.own));
+    let ours = ours.into_iter().sum::<Result<f64>>()?;
+    Ok(busy_seconds()? - ours)
 }
 
 /// Tells the producer the positions for so long; returns the frames committed so far.
@@ -248,14 +269,17 @@ async fn follow(site: &Site, positions: &Positions, duration: Duration) -> Resul
 }
 
 fn print_half(number: usize, kind: usize, round: &Round) {
-    let Ingested { frames_per_second, cores, saturated } = round.ingest[kind];
+    let Ingested { frames_per_second, cores, others_cores, saturated } = round.ingest[kind];
     let times = &round.embed_ms[kind];
     let trained = match kind {
         0 => String::new(),
-        _ => format!("{:.0} beside ingest, {:.0} beside embed", round.trained[0], round.trained[1]),
+        _ => format!(
+            "{:.2} beside ingest, {:.2} beside embed",
+            round.training_cores[0], round.training_cores[1]
+        ),
     };
     println!(
-        "{:>5} {:<9} {frames_per_second:>9.0} {cores:>13.2} {saturated:>5.2} {:>14.2} {:>7.2}  {trained}",
+        "{:>5} {:<9} {frames_per_second:>9.0} {cores:>13.2} {others_cores:>7.2} {saturated:>5.2} {:>14.2} {:>7.2}  {trained}",
         number + 1,
         ["idle", "training"][kind],
         percentile(times, 0.50),
@@ -275,12 +299,13 @@ fn percentile(values: &[f64], share: f64) -> f64 {
 struct Summary {
     frames_per_second: [f64; 2],
     cores: [f64; 2],
+    others_cores: [f64; 2],
     ingest_ratio: f64,
     p50_ms: [f64; 2],
     p50_ratio: f64,
     p99_ms: [f64; 2],
     p99_ratio: f64,
-    trained: [f64; 2],
+    training_cores: [f64; 2],
 }
 
 impl Summary {
@@ -294,12 +319,13 @@ impl Summary {
         Self {
             frames_per_second: pair(&frames),
             cores: pair(&|round, kind| round.ingest[kind].cores),
+            others_cores: pair(&|round, kind| round.ingest[kind].others_cores),
             ingest_ratio: ratio(&frames),
             p50_ms: pair(&p50),
             p50_ratio: ratio(&p50),
             p99_ms: pair(&p99),
             p99_ratio: ratio(&p99),
-            trained: [over(&|round| round.trained[0]), over(&|round| round.trained[1])],
+            training_cores: [over(&|round| round.training_cores[0]), over(&|round| round.training_cores[1])],
         }
     }
 
@@ -314,7 +340,7 @@ fn text(plan: &Plan, summary: &Summary) -> Result<String> {
     let mut text = page::made_by("make bench-daemon")?;
     text += &format!(
         "{rounds} rounds of windows of {} s, idle and training in changing order; the default model (`vit_tiny`, \
-         64x64, 128 frames a step) with the default `train.threads` and `train.nice`. Medians of the rounds, ratios \
+         64x64, 128 frames a step) with the default `train.threads` and `train.priority`. Medians of the rounds, ratios \
          within a round. `embed`: single 64x48 JPEGs, {REQUESTS_PER_SECOND} a second.\n\n",
         window.as_secs()
     );
@@ -334,10 +360,14 @@ fn text(plan: &Plan, summary: &Summary) -> Result<String> {
     text += &format!("| `/v1/embed`, p50, ms | {idle:.1} | {busy:.1} | {:.2} | | |\n", summary.p50_ratio);
     let [idle, busy] = summary.cores;
     text += &format!("| cores that the daemon uses for saturated ingest | {idle:.2} | {busy:.2} | | | |\n");
-    let [beside_ingest, beside_embed] = summary.trained;
+    let [idle, busy] = summary.others_cores;
     text += &format!(
-        "\nTraining meanwhile: {beside_embed:.0} frames/s beside `embed`, {beside_ingest:.0} beside saturated ingest \
-         (with its producer and broker on the same machine).\n"
+        "| cores that other programs of the machine use meanwhile | {idle:.2} | {busy:.2} | | | |\n"
+    );
+    let [beside_ingest, beside_embed] = summary.training_cores;
+    text += &format!(
+        "\nTraining meanwhile got {beside_embed:.2} cores beside `embed` and {beside_ingest:.2} beside saturated ingest, \
+         whose producer and broker ran on the same machine. "
     );
     Ok(text)
 }

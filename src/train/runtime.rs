@@ -1,6 +1,6 @@
-//! Settings of the training process as a whole: allocator and threads. Called once, first thing in it.
+//! Settings of the training process as a whole: priority, allocator and threads. Called once, first thing in it.
 //!
-//! Both were measured to matter: with glibc's defaults half of the time of a training step on the CPU goes
+//! All were measured to matter: beside a training process of equal rank ingest falls to half of its throughput; with glibc's defaults half of the time of a training step on the CPU goes
 //! into pages that are given back to the kernel after each operation and faulted in again, and candle's own
 //! thread pool spins on the cores that it waits for.
 
@@ -15,8 +15,25 @@ pub enum RuntimeError {
     Threads(usize),
     #[error("the threads of this process could not be counted: {0}")]
     Count(#[from] std::io::Error),
+    #[error("the process could not be put below others: {0}")]
+    Priority(std::io::Error),
     #[error("the thread pool could not be built: {0}")]
     Pool(#[from] rayon::ThreadPoolBuildError),
+}
+
+/// From now on this thread, and those that it starts, run on cores that no other thread wants (`SCHED_IDLE`). A nice
+/// value does not do: ingest hands its frames from thread to thread, and a woken thread of it waits until the nice one
+/// has used up its slice, while an idle one makes way at once.
+///
+/// # Errors
+/// `Priority` if the system does not allow it: a sandbox, for it is everybody's right otherwise.
+pub fn yield_to_others() -> Result<(), RuntimeError> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: only reads `parameters`, which outlives the call; 0 is the calling thread.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) } != 0 {
+        return Err(RuntimeError::Priority(std::io::Error::last_os_error()));
+    }
+    Ok(())
 }
 
 /// Tensor operations then run on `threads` threads of one pool.
@@ -63,6 +80,18 @@ fn keep_memory() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn yielding_counts_for_threads_that_start_later_and_for_no_other() {
+        // SAFETY: reads a number of the calling thread.
+        let policy = || unsafe { libc::sched_getscheduler(0) };
+        let inside = std::thread::spawn(move || {
+            yield_to_others().unwrap();
+            (policy(), std::thread::spawn(policy).join().unwrap())
+        });
+        assert_eq!(inside.join().unwrap(), (libc::SCHED_IDLE, libc::SCHED_IDLE));
+        assert_eq!(policy(), libc::SCHED_OTHER);
+    }
 
     #[test]
     fn a_process_that_has_threads_already_is_refused() {
