@@ -3,6 +3,10 @@
 //! A period's frames are sent, a punctuation closes it, and it is waited for until its version is published and the
 //! frames of the one before are deleted; then the daemon rests and everything is read off. So a period's figures
 //! are its own: nothing of the next one is ingested meanwhile.
+//!
+//! The old daemon's last periods are compared with the same early ones of a second, young daemon, taken in turn, so
+//! that both meet the same machine: over the minutes between a daemon's own ends a shared machine changes by more
+//! than what is to be found.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +16,7 @@ use palimpsest::registry::{PeriodRecord, PeriodState, Registry};
 
 use crate::Options;
 use crate::broker::{Broker, Picture, Sender, pictures};
-use crate::chart;
+use crate::chart::{self, median};
 use crate::page;
 use crate::process::{Cpu, PeakWatch, bytes_below, cpu, resident_bytes};
 use crate::site::{LATENESS_MS, PERIOD_MS, PIPELINE, Site, period};
@@ -23,8 +27,8 @@ const FRAMES: usize = 256;
 /// The base line is five periods after it: by then a candidate is measured on as many probe sets as ever.
 const PROBE_KEEP: usize = 4;
 const BASE: usize = PROBE_KEEP + 5;
-/// Medians over so many periods, from the base line on and at the end: the machine may be shared.
-const WINDOW: usize = 5;
+/// So many last periods are compared with as many from the base line on.
+const PAIRS: usize = 9;
 /// What the last periods may cost more than those at the base line.
 const TOLERANCE: f64 = 0.10;
 const STREAMS: usize = 16;
@@ -85,27 +89,61 @@ pub struct Cost {
 }
 
 pub async fn run(options: &Options) -> Result<bool> {
-    let count = if options.small { SMALL_PERIODS } else { PERIODS };
     let pictures = pictures(&options.frames)?;
-    let mut broker = Broker::start(PARTITIONS)?;
-    let site = Site::start(&broker.address(), SETTINGS, &options.set).await?;
-    let watch = PeakWatch::start(site.daemon_id())?;
-    println!("{count} periods of {FRAMES} frames, one after the other");
-    println!("period  close s  child CPU s  child peak MiB  daemon MiB  passing MiB  kept MiB  registry MiB");
-    let mut costs: Vec<Cost> = vec![];
-    for index in 0..count {
-        let before = cpu(site.daemon_id())?;
-        let record = one_period(&mut broker.sender, &site, &pictures, index).await?;
-        let former = costs.last().map_or(0, |cost| cost.stored.kept);
-        let cost = cost_of(&site, &watch, &record, before, former)?;
-        print_row(index + 1, &cost);
-        costs.push(cost);
-    }
-    if count < BASE + 2 * WINDOW {
+    println!("periods of {FRAMES} frames, one after the other");
+    println!(
+        "        period  close s  child CPU s  child peak MiB  daemon MiB  passing MiB  kept MiB  registry MiB"
+    );
+    let mut old = Line::start("old", &pictures, options).await?;
+    if options.small {
+        old.go_on_to(SMALL_PERIODS).await?;
         println!("too few periods to compare: the base line is period {BASE}");
         return Ok(true);
     }
-    conclude(options, &site, &costs).await
+    old.go_on_to(PERIODS - PAIRS).await?;
+    let mut young = Line::start("young", &pictures, options).await?;
+    young.go_on_to(BASE - 1).await?;
+    for pair in 0..PAIRS {
+        // Who comes first changes, so that a drift of the machine favours neither.
+        let in_turn = if pair % 2 == 0 { [&mut young, &mut old] } else { [&mut old, &mut young] };
+        for line in in_turn {
+            line.go_on_to(line.costs.len() + 1).await?;
+        }
+    }
+    conclude(options, &old, &young).await
+}
+
+/// A daemon with its broker and the periods that it has been through.
+struct Line<'a> {
+    name: &'static str,
+    pictures: &'a [Picture],
+    broker: Broker,
+    site: Site,
+    watch: PeakWatch,
+    costs: Vec<Cost>,
+}
+
+impl<'a> Line<'a> {
+    async fn start(name: &'static str, pictures: &'a [Picture], options: &Options) -> Result<Self> {
+        let broker = Broker::start(PARTITIONS)?;
+        let site = Site::start(&broker.address(), SETTINGS, &options.set).await?;
+        let watch = PeakWatch::start(site.daemon_id())?;
+        Ok(Self { name, pictures, broker, site, watch, costs: vec![] })
+    }
+
+    /// Until so many periods are through.
+    async fn go_on_to(&mut self, count: usize) -> Result<()> {
+        while self.costs.len() < count {
+            let index = self.costs.len();
+            let before = cpu(self.site.daemon_id())?;
+            let record = one_period(&mut self.broker.sender, &self.site, self.pictures, index).await?;
+            let former = self.costs.last().map_or(0, |cost| cost.stored.kept);
+            let cost = cost_of(&self.site, &self.watch, &record, before, former)?;
+            print_row(self.name, index + 1, &cost);
+            self.costs.push(cost);
+        }
+        Ok(())
+    }
 }
 
 /// Sends a period's frames, closes it and waits until nothing is left to be done.
@@ -166,10 +204,10 @@ fn stored(site: &Site) -> Storage {
     }
 }
 
-fn print_row(number: usize, cost: &Cost) {
+fn print_row(name: &str, number: usize, cost: &Cost) {
     let mib = |bytes: u64| bytes as f64 / MIB;
     println!(
-        "{number:>6}  {:>7.2}  {:>11.2}  {:>14.1}  {:>10.1}  {:>11.2}  {:>8.2}  {:>12.2}",
+        "{name:<6} {number:>6}  {:>7.2}  {:>11.2}  {:>14.1}  {:>10.1}  {:>11.2}  {:>8.2}  {:>12.2}",
         cost.close_seconds,
         cost.child_cpu_seconds,
         mib(cost.child_peak_bytes),
@@ -180,63 +218,63 @@ fn print_row(number: usize, cost: &Cost) {
     );
 }
 
-/// One measure at both ends.
+/// One measure at both ends: medians, and the median of the pairs' ratios.
 struct Comparison {
     name: &'static str,
     unit: &'static str,
     base: f64,
     last: f64,
+    ratio: f64,
 }
 
 impl Comparison {
-    fn ratio(&self) -> f64 {
-        self.last / self.base
-    }
-
     fn is_kept(&self) -> bool {
-        self.ratio() <= 1.0 + TOLERANCE
+        self.ratio <= 1.0 + TOLERANCE
     }
 }
 
-fn comparisons(costs: &[Cost]) -> Vec<Comparison> {
-    let bytes = |bytes: u64| bytes as f64 / MIB;
+/// `base` and `last`: the periods of the pairs, in order.
+fn comparisons(base: &[Cost], last: &[Cost]) -> Vec<Comparison> {
+    let mib = |bytes: u64| bytes as f64 / MIB;
     let measures: [(&str, &str, &dyn Fn(&Cost) -> f64); 7] = [
         ("close time (sealed to published)", "s", &|cost| cost.close_seconds),
         ("CPU time of the training process", "s", &|cost| cost.child_cpu_seconds),
-        ("CPU time of the daemon", "s", &|cost| cost.daemon_cpu_seconds),
-        ("peak memory of the training process", "MiB", &|cost| bytes(cost.child_peak_bytes)),
-        ("resident memory of the daemon", "MiB", &|cost| bytes(cost.daemon_resident_bytes)),
-        ("stored frames, checkpoints, candidates", "MiB", &|cost| bytes(cost.stored.passing)),
-        ("kept for good by a period: its version, its probe set", "MiB", &|cost| bytes(cost.kept_bytes)),
+        ("CPU time of the daemon and its training", "s", &|cost| {
+            cost.child_cpu_seconds + cost.daemon_cpu_seconds
+        }),
+        ("peak memory of the training process", "MiB", &|cost| mib(cost.child_peak_bytes)),
+        ("resident memory of the daemon", "MiB", &|cost| mib(cost.daemon_resident_bytes)),
+        ("stored frames, checkpoints, candidates", "MiB", &|cost| mib(cost.stored.passing)),
+        ("kept for good by a period: its version, its probe set", "MiB", &|cost| mib(cost.kept_bytes)),
     ];
-    let compare = |(name, unit, of): (_, _, &dyn Fn(&Cost) -> f64)| {
-        let median = |costs: &[Cost]| chart::median(costs.iter().map(of).collect());
-        let base = median(&costs[BASE - 1..BASE - 1 + WINDOW]);
-        Comparison { name, unit, base, last: median(&costs[costs.len() - WINDOW..]) }
+    let compare = |(name, unit, of): (_, _, &dyn Fn(&Cost) -> f64)| Comparison {
+        name,
+        unit,
+        base: median(base.iter().map(of).collect()),
+        last: median(last.iter().map(of).collect()),
+        ratio: median(base.iter().zip(last).map(|(base, last)| of(last) / of(base)).collect()),
     };
     measures.into_iter().map(compare).collect()
 }
 
-async fn conclude(options: &Options, site: &Site, costs: &[Cost]) -> Result<bool> {
-    let comparisons = comparisons(costs);
-    let files = version_files(site, costs.len()).await?;
-    let text = text(costs, &comparisons, &files)?;
+async fn conclude(options: &Options, old: &Line<'_>, young: &Line<'_>) -> Result<bool> {
+    let comparisons = comparisons(&young.costs[BASE - 1..], &old.costs[PERIODS - PAIRS..]);
+    let files = version_files(&old.site).await?;
+    let text = text(&old.costs, &comparisons, &files)?;
     println!("\n{text}");
     if options.writes_page() {
-        std::fs::write(
-            options.out.join("cost_over_time.svg"),
-            chart::cost_over_time(costs, BASE, TOLERANCE)?,
-        )?;
+        let drawn = chart::cost_over_time(&old.costs, BASE, TOLERANCE)?;
+        std::fs::write(options.out.join("cost_over_time.svg"), drawn)?;
         page::replace(&options.out, "make bench-periods", &text)?;
     }
     Ok(comparisons.iter().all(Comparison::is_kept))
 }
 
 /// Bytes of the files of the versions of the base line and of the last period, by what they are.
-async fn version_files(site: &Site, last: usize) -> Result<BTreeMap<String, [u64; 2]>> {
+async fn version_files(site: &Site) -> Result<BTreeMap<String, [u64; 2]>> {
     let mut files: BTreeMap<String, [u64; 2]> = BTreeMap::new();
     let periods = site.registry.periods().await?;
-    for (column, number) in [BASE, last].into_iter().enumerate() {
+    for (column, number) in [BASE, PERIODS].into_iter().enumerate() {
         let version = periods[number - 1].version.context("a period has no version")?;
         let record = site.registry.version(version).await?;
         for file in record.files {
@@ -253,22 +291,23 @@ async fn version_files(site: &Site, last: usize) -> Result<BTreeMap<String, [u64
 
 fn text(costs: &[Cost], comparisons: &[Comparison], files: &BTreeMap<String, [u64; 2]>) -> Result<String> {
     let last = costs.len();
-    let (from, to) = (BASE + WINDOW - 1, last - WINDOW + 1);
     let mut text = page::made_by("make bench-periods")?;
     text += &format!(
         "{last} periods of {FRAMES} frames (64x48 JPEG), `resnet_small` at 32x32, 40 steps of 32 frames, \
-         `probe.keep` {PROBE_KEEP}, `retention.periods` 1. The base line is period `probe.keep` + 5 = {BASE}. \
-         Medians of periods {BASE}-{from} and {to}-{last}; at most {:.0} % more is allowed.\n\n",
+         `probe.keep` {PROBE_KEEP}, `retention.periods` 1. The base line is period `probe.keep` + 5 = {BASE}. The last \
+         {PAIRS} periods in turn with {PAIRS} from the base line on of a second, young daemon: medians, and the median \
+         of the pairs' ratios; at most {:.0} % more is allowed.\n\n",
         TOLERANCE * 100.0
     );
-    text += &format!("| per period | {BASE}-{from} | {to}-{last} | ratio | |\n|---|--:|--:|--:|---|\n");
+    text += &format!(
+        "| per period | {BASE}-{} | {}-{last} | ratio | |\n|---|--:|--:|--:|---|\n",
+        BASE + PAIRS - 1,
+        last - PAIRS + 1
+    );
     for comparison in comparisons {
-        let Comparison { name, unit, base, last } = comparison;
+        let Comparison { name, unit, base, last, ratio } = comparison;
         let verdict = if comparison.is_kept() { "kept" } else { "**broken**" };
-        text += &format!(
-            "| {name} | {base:.2} {unit} | {last:.2} {unit} | {:.2} | {verdict} |\n",
-            comparison.ratio()
-        );
+        text += &format!("| {name} | {base:.2} {unit} | {last:.2} {unit} | {ratio:.2} | {verdict} |\n");
     }
     let (base, end) = (costs[BASE - 1].stored, costs[last - 1].stored);
     let growth = |of: fn(&Storage) -> u64| (of(&end) - of(&base)) as f64 / (last - BASE) as f64 / 1024.0;

@@ -2,7 +2,11 @@
 //!
 //! Invariants: a number is drawn once; a period brings at most one visible version; `latest` moves by publication
 //! only from the version's parent. A version's parent is its attempt's.
+//!
+//! Tables that grow with every version are read row by row: all rows of one at once, some hundred bytes each beside
+//! what they hold, would be the daemon's memory after some dozens of versions.
 
+use futures::TryStreamExt;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -190,31 +194,29 @@ pub(super) async fn version(tx: &mut Tx, version: Version) -> Result<VersionReco
 }
 
 pub(super) async fn versions(tx: &mut Tx) -> Result<Vec<VersionRecord>> {
-    let rows =
-        sqlx::query(SELECT_VERSIONS).bind(&tx.pipeline).bind(None::<i64>).fetch_all(&mut *tx.conn).await?;
     let mut files = files(tx, None).await?;
-    rows.iter()
-        .map(|row| {
-            let version = Version(row.try_get("version")?);
-            read_version(row, files.remove(&version).unwrap_or_default())
-        })
-        .collect()
+    let mut rows = sqlx::query(SELECT_VERSIONS).bind(&tx.pipeline).bind(None::<i64>).fetch(&mut *tx.conn);
+    let mut versions = vec![];
+    while let Some(row) = rows.try_next().await? {
+        let version = Version(row.try_get("version")?);
+        versions.push(read_version(&row, files.remove(&version).unwrap_or_default())?);
+    }
+    Ok(versions)
 }
 
 /// Files by version, of all versions or of `one`.
 async fn files(tx: &mut Tx, one: Option<Version>) -> Result<BTreeMap<Version, Vec<FileRef>>> {
-    let rows = sqlx::query(
+    let mut rows = sqlx::query(
         "SELECT * FROM version_files WHERE pipeline = $1 AND ($2 IS NULL OR version = $2)
           ORDER BY version, ordinal",
     )
     .bind(&tx.pipeline)
     .bind(one.map(|version| db(version.0)))
-    .fetch_all(&mut *tx.conn)
-    .await?;
+    .fetch(&mut *tx.conn);
     let mut files: BTreeMap<Version, Vec<FileRef>> = BTreeMap::new();
-    for row in &rows {
+    while let Some(row) = rows.try_next().await? {
         let version = Version(row.try_get("version")?);
-        files.entry(version).or_default().push(periods::read_file(row)?);
+        files.entry(version).or_default().push(periods::read_file(&row)?);
     }
     Ok(files)
 }
@@ -286,18 +288,18 @@ pub(super) async fn probe_sets(tx: &mut Tx) -> Result<Vec<ProbeSetRecord>> {
 }
 
 pub(super) async fn scores(tx: &mut Tx) -> Result<Vec<ScoreRecord>> {
-    let rows = sqlx::query("SELECT * FROM scores WHERE pipeline = $1 ORDER BY version, period_ms, measure")
-        .bind(&tx.pipeline)
-        .fetch_all(&mut *tx.conn)
-        .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(ScoreRecord {
-                version: Version(row.try_get("version")?),
-                period: periods::period_id(row, "period_ms")?,
-                measure: row.try_get("measure")?,
-                value: row.try_get::<Option<f64>, _>("value")?.unwrap_or(f64::NAN),
-            })
-        })
-        .collect()
+    let mut rows =
+        sqlx::query("SELECT * FROM scores WHERE pipeline = $1 ORDER BY version, period_ms, measure")
+            .bind(&tx.pipeline)
+            .fetch(&mut *tx.conn);
+    let mut scores = vec![];
+    while let Some(row) = rows.try_next().await? {
+        scores.push(ScoreRecord {
+            version: Version(row.try_get("version")?),
+            period: periods::period_id(&row, "period_ms")?,
+            measure: row.try_get("measure")?,
+            value: row.try_get::<Option<f64>, _>("value")?.unwrap_or(f64::NAN),
+        });
+    }
+    Ok(scores)
 }
