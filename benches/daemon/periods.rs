@@ -205,7 +205,6 @@ fn stored(site: &Site) -> Storage {
 }
 
 fn print_row(name: &str, number: usize, cost: &Cost) {
-    let mib = |bytes: u64| bytes as f64 / MIB;
     println!(
         "{name:<6} {number:>6}  {:>7.2}  {:>11.2}  {:>14.1}  {:>10.1}  {:>11.2}  {:>8.2}  {:>12.2}",
         cost.close_seconds,
@@ -233,21 +232,27 @@ impl Comparison {
     }
 }
 
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / MIB
+}
+
+/// Name, unit, value.
+type Measure = (&'static str, &'static str, fn(&Cost) -> f64);
+
 /// `base` and `last`: the periods of the pairs, in order.
 fn comparisons(base: &[Cost], last: &[Cost]) -> Vec<Comparison> {
-    let mib = |bytes: u64| bytes as f64 / MIB;
-    let measures: [(&str, &str, &dyn Fn(&Cost) -> f64); 7] = [
-        ("close time (sealed to published)", "s", &|cost| cost.close_seconds),
-        ("CPU time of the training process", "s", &|cost| cost.child_cpu_seconds),
-        ("CPU time of the daemon and its training", "s", &|cost| {
+    let measures: [Measure; 7] = [
+        ("close time (sealed to published)", "s", |cost| cost.close_seconds),
+        ("CPU time of the training process", "s", |cost| cost.child_cpu_seconds),
+        ("CPU time of the daemon and its training", "s", |cost| {
             cost.child_cpu_seconds + cost.daemon_cpu_seconds
         }),
-        ("peak memory of the training process", "MiB", &|cost| mib(cost.child_peak_bytes)),
-        ("resident memory of the daemon", "MiB", &|cost| mib(cost.daemon_resident_bytes)),
-        ("stored frames, checkpoints, candidates", "MiB", &|cost| mib(cost.stored.passing)),
-        ("kept for good by a period: its version, its probe set", "MiB", &|cost| mib(cost.kept_bytes)),
+        ("peak memory of the training process", "MiB", |cost| mib(cost.child_peak_bytes)),
+        ("resident memory of the daemon", "MiB", |cost| mib(cost.daemon_resident_bytes)),
+        ("stored frames, checkpoints, candidates", "MiB", |cost| mib(cost.stored.passing)),
+        ("kept for good by a period: its version, its probe set", "MiB", |cost| mib(cost.kept_bytes)),
     ];
-    let compare = |(name, unit, of): (_, _, &dyn Fn(&Cost) -> f64)| Comparison {
+    let compare = |(name, unit, of): Measure| Comparison {
         name,
         unit,
         base: median(base.iter().map(of).collect()),

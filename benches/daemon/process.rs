@@ -25,7 +25,7 @@ pub fn cpu(id: u32) -> Result<Cpu> {
     // The program's name stands in parentheses and may hold anything.
     let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| -> Result<f64> {
-        Ok(fields.get(at).context(path.clone())?.parse::<f64>().with_context(|| path.clone())?)
+        fields.get(at).context(path.clone())?.parse().with_context(|| path.clone())
     };
     let ticks_per_second = ticks_per_second();
     // man 5 proc: utime, stime, cutime and cstime are the fields 14 to 17 of the line, the state is the third.
