@@ -2,14 +2,14 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-small clean
+.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-small bench-periods bench-daemon clean
 
 CARGO ?= cargo
 STEP := tools/step.sh
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## check for the C compiler, make, pkg-config and OpenSSL's headers; install them where apt-get and root allow it
 	@tools/setup.sh
@@ -59,6 +59,12 @@ bench: setup ## docs/performance.md anew, every row against its peers; BENCH="--
 
 bench-small: setup ## a trial of every benchmark row: our side alone, small sizes, no Python
 	$(CARGO) bench --locked --bench performance -- --small $(BENCH)
+
+bench-periods: setup ## 50 equal periods through the daemon: is a late one as cheap as an early one? Writes docs/daemon_performance.md
+	$(CARGO) bench --locked --bench daemon -- periods $(BENCH)
+
+bench-daemon: setup ## ingest and embed without and with a training process beside them; BENCH=--small for a trial. Writes the same page
+	$(CARGO) bench --locked --bench daemon -- training $(BENCH)
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -151,6 +151,7 @@ pub fn training_program(config: &Config, log: Option<PathBuf>) -> std::io::Resul
             ("PALIMPSEST__STORE__URL".into(), config.store.url.expose().into()),
             ("PALIMPSEST__LOG__FORMAT".into(), format.as_str().into()),
             ("PALIMPSEST__LOG__FILTER".into(), config.log.filter.clone().into()),
+            ("PALIMPSEST__TRAIN__PRIORITY".into(), config.train.priority.as_str().into()),
         ],
         log,
     })

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::Config;
+use crate::config::{Config, Priority};
 use crate::logging;
 use crate::period::worker::{self, Worker};
 use crate::store::Store;
@@ -20,10 +20,10 @@ use crate::train::spec::{Progress, TrainJob};
 /// takes, shorter than an operator's patience.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(60);
 
-/// Runs one job; the store and the log are the configuration's. `with_stdin`: it is to stop when its standard input closes, because its parent is gone then.
+/// Runs one job; the store, the log and the priority are the configuration's. `with_stdin`: it is to stop when its standard input closes, because its parent is gone then.
 pub fn train(config: &Config, job_path: &str, with_stdin: bool) -> Result<()> {
     logging::install(&config.log, None)?;
-    let done = work(config.store.url.expose(), job_path, with_stdin);
+    let done = work(config, job_path, with_stdin);
     if let Err(error) = &done {
         let failed = Progress::Failed { reason: format!("{error:#}") };
         println!("{}", serde_json::to_string(&failed)?);
@@ -35,7 +35,12 @@ pub fn train(config: &Config, job_path: &str, with_stdin: bool) -> Result<()> {
 }
 
 /// True: the outcome is written.
-fn work(store_url: &str, job_path: &str, with_stdin: bool) -> Result<bool> {
+fn work(config: &Config, job_path: &str, with_stdin: bool) -> Result<bool> {
+    let store_url = config.store.url.expose();
+    // Before there is another thread: each inherits it.
+    if config.train.priority == Priority::Idle {
+        runtime::yield_to_others()?;
+    }
     let job = read_job(store_url, job_path)?;
     let _span = tracing::info_span!("train", period = %job.recipe.period, attempt = job.attempt).entered();
     runtime::prepare(job.threads).context("the training process can't be set up")?;

@@ -58,6 +58,13 @@ choices! {
         F32 = "f32",
         Bf16 = "bf16",
     }
+    /// How the training process competes for cores.
+    Priority {
+        /// It gets what nobody else wants.
+        Idle = "idle",
+        /// As an equal.
+        Normal = "normal",
+    }
     /// The form of the log.
     LogFormat {
         /// Text on a terminal, JSON lines otherwise.

@@ -19,7 +19,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
-pub use choice::{Architecture, Device, IdleMode, KafkaStart, Late, LogFormat, Method, Precision};
+pub use choice::{Architecture, Device, IdleMode, KafkaStart, Late, LogFormat, Method, Precision, Priority};
 pub use read::{ENV_PREFIX, Place, Problem};
 pub use schema::{
     Augment, Config, Gate, Idle, Ingest, Kafka, Lease, Log, Model, Period, Pipeline, Probe, Properties,

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::choice::{Architecture, Device, IdleMode, KafkaStart, Late, LogFormat, Method, Precision};
+use super::choice::{
+    Architecture, Device, IdleMode, KafkaStart, Late, LogFormat, Method, Precision, Priority,
+};
 use super::limit::{
     Limit, above, any, below, each_within, host_port, kafka_name, listen_address, log_filter, name,
     range_within, registry_url, some_of, store_url, token, unset_or, within,
@@ -302,8 +304,13 @@ schema! {
         /// Matrix products of training: "f32", "bf16" (operands rounded to it, sums, norms, losses and weights f32), or "auto": bf16 on
         /// a CPU with AVX512-BF16, where it takes about half the time, else f32. Evaluation and serving are f32 always.
         precision: Precision = Precision::Auto, any();
-        /// Threads of the training process; 0: one for each core. A resume is exact only with the same number.
+        /// Threads of the training process; 0: one for each core. A resume is exact only with the same number. A container's
+        /// CPU limit counts training and the daemon together: leave the daemon something of it.
         threads: usize = 0, within(0, 1024);
+        /// "idle": the training process gets the core time that nothing else wants, so ingest and embed keep their speed
+        /// while a period is trained on; it stands still while others in its container keep all cores
+        /// busy. "normal": it competes as an equal; for hosts that are never idle.
+        priority: Priority = Priority::Idle, any();
         /// A checkpoint every so many steps: what a crash costs at most.
         checkpoint_steps: u64 = 200, within(1, 1_000_000);
         /// A period whose training process fails so often is given up as failed.
