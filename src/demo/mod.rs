@@ -188,6 +188,7 @@ steps = {steps}
 learning_rate = 0.003
 seed = {seed}
 checkpoint_steps = 100
+priority = "normal"
 [augment]
 crop_scale = [0.3, 1.0]
 jitter = [0.4, 0.4, 0.4, 0.1]

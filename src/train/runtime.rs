@@ -15,7 +15,9 @@ pub enum RuntimeError {
     Threads(usize),
     #[error("the threads of this process could not be counted: {0}")]
     Count(#[from] std::io::Error),
-    #[error("the system does not let this process run at idle priority ({0}): set train.priority = \"normal\"")]
+    #[error(
+        "the system does not let this process run at idle priority ({0}): set train.priority = \"normal\""
+    )]
     Priority(std::io::Error),
     #[error("the thread pool could not be built: {0}")]
     Pool(#[from] rayon::ThreadPoolBuildError),

@@ -169,6 +169,8 @@ impl Site {
             ("train.checkpoint_steps", "2".into()),
             ("train.device", r#""cpu""#.into()),
             ("train.threads", "1".into()),
+            // A machine that tests may be busy all the time: an idle training process would stand still.
+            ("train.priority", r#""normal""#.into()),
             ("train.max_failures", "50".into()),
             ("probe.block", r#""5m""#.into()),
             ("probe.guard", r#""1s""#.into()),
