@@ -5,10 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::has_kernel;
-use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
-
-/// Elements of one part: large enough to outweigh its start, small enough to stay in the second-level cache.
-const ELEMENTS_PER_PART: usize = 16 * 1024;
+use super::kernel::{ELEMENTS_PER_PART, Real, View, into_storage, slice, tensor_like, with_real};
 
 /// `a` and `b` of one shape and type -> the same.
 pub fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {

@@ -282,13 +282,13 @@ impl<T: Real> Arithmetic for Full<T> {
             shape(right.depth, right.columns, right.group_stride, right.column_stride),
         );
         let target = Shape::with_row_stride(left.rows, right.columns, stride);
-        l.multiply_into(r, 1.0, destination, target, write);
+        l.multiply_into(r, destination, target, write);
     }
 }
 
 /// Writes the patches one after the other.
-fn gather<T: Real>(patches: Patches<'_, T>, out: &mut Vec<T>) {
-    out.resize(patches.starts.len() * patches.columns(), T::ZERO);
+pub(super) fn gather<E: Copy + Default>(patches: Patches<'_, E>, out: &mut Vec<E>) {
+    out.resize(patches.starts.len() * patches.columns(), E::default());
     for (row, out) in out.chunks_exact_mut(patches.columns()).enumerate() {
         for (out, run) in out.chunks_exact_mut(patches.segment_len).zip(patches.runs(row)) {
             out.copy_from_slice(run);

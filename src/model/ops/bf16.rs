@@ -5,7 +5,7 @@
 //! four or six times; both operands are read in place, once their pairs lie side by side, without packing. Elsewhere
 //! the same sums are taken by plain loops: slow, and there so that every machine can run (and test) every precision.
 
-use super::arithmetic::{Arithmetic, Left, Patches, Right, Rows};
+use super::arithmetic::{Arithmetic, Left, Patches, Right, Rows, gather};
 use super::matrix::Write;
 use super::vector::widest;
 
@@ -145,8 +145,7 @@ impl Arithmetic for Bf16 {
             unsafe { x86::multiply_patches(patches, right, destination) };
             return;
         }
-        scratch.clear();
-        (0..starts.len()).for_each(|row| patches.runs(row).for_each(|run| scratch.extend_from_slice(run)));
+        gather(patches, scratch);
         let left = Self::left(Rows::new(scratch, starts.len(), patches.columns()));
         multiply_portably(left, right, destination, right.columns, Write::Replace);
     }

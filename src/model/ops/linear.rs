@@ -183,7 +183,7 @@ fn forward<T: Real>(dims: Dims, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> 
         }
         let write = if bias.is_some() { Write::Add } else { Write::Replace };
         let x = Matrix::new(x, MatrixShape::row_major(rows, inputs));
-        x.multiply_into(w, 1.0, y, MatrixShape::row_major(rows, outputs), write);
+        x.multiply_into(w, y, MatrixShape::row_major(rows, outputs), write);
     });
     y
 }
@@ -196,7 +196,7 @@ fn input_gradient<T: Real>(dims: Dims, w: &[T], grad: &[T]) -> Vec<T> {
     dx.par_chunks_mut(part * inputs).zip(grad.par_chunks(part * outputs)).for_each(|(dx, grad)| {
         let rows = dx.len() / inputs;
         let grad = Matrix::new(grad, MatrixShape::row_major(rows, outputs));
-        grad.multiply_into(w, 1.0, dx, MatrixShape::row_major(rows, inputs), Write::Replace);
+        grad.multiply_into(w, dx, MatrixShape::row_major(rows, inputs), Write::Replace);
     });
     dx
 }
@@ -212,7 +212,7 @@ fn weight_gradients<T: Real>(dims: Dims, x: &[T], grad: &[T]) -> (Vec<T>, Vec<T>
             let block = MatrixShape::with_row_stride(rows, db.len(), outputs);
             let grad = &grad[index * part..];
             let dw_shape = MatrixShape::row_major(db.len(), inputs);
-            Matrix::new(grad, block.transposed()).multiply_into(x, 1.0, dw, dw_shape, Write::Replace);
+            Matrix::new(grad, block.transposed()).multiply_into(x, dw, dw_shape, Write::Replace);
             for row in grad.chunks(outputs) {
                 // The last chunk may be cut short by the block's offset, never by less than the block.
                 for (sum, &g) in db.iter_mut().zip(row) {

@@ -66,14 +66,13 @@ impl<'a, T: Real> Matrix<'a, T> {
         Matrix { data, shape }
     }
 
-    /// `destination = (0 or destination) + scale * self * rhs`
+    /// `destination = (0 or destination) + self * rhs`
     ///
     /// # Panics
     /// When the shapes do not fit each other or `destination`.
     pub(super) fn multiply_into(
         &self,
         rhs: Matrix<'_, T>,
-        scale: f64,
         destination: &mut [T],
         shape: Shape,
         write: Write,
@@ -99,7 +98,7 @@ impl<'a, T: Real> Matrix<'a, T> {
                 rhs.shape.column_stride as isize,
                 rhs.shape.row_stride as isize,
                 T::narrow(1.0),
-                T::narrow(scale),
+                T::narrow(1.0),
                 false,
                 false,
                 false,
@@ -121,9 +120,9 @@ mod tests {
         let mut c = [1.0; 4];
         let lhs = Matrix::new(&a, Shape::with_row_stride(2, 2, 3));
         let rhs = Matrix::new(&b, Shape::row_major(2, 2).transposed());
-        lhs.multiply_into(rhs, 2.0, &mut c, Shape::row_major(2, 2), Write::Add);
-        assert_eq!(c, [1.0 + 2.0 * 17.0, 1.0 + 2.0 * 23.0, 1.0 + 2.0 * 39.0, 1.0 + 2.0 * 53.0]);
-        lhs.multiply_into(rhs, 1.0, &mut c, Shape::row_major(2, 2), Write::Replace);
+        lhs.multiply_into(rhs, &mut c, Shape::row_major(2, 2), Write::Add);
+        assert_eq!(c, [1.0 + 17.0, 1.0 + 23.0, 1.0 + 39.0, 1.0 + 53.0]);
+        lhs.multiply_into(rhs, &mut c, Shape::row_major(2, 2), Write::Replace);
         assert_eq!(c, [17.0, 23.0, 39.0, 53.0]);
     }
 

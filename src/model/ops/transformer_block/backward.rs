@@ -2,28 +2,21 @@
 
 use rayon::prelude::*;
 
-use super::super::arithmetic::{Arithmetic, Right, Rows};
+use super::super::arithmetic::{Arithmetic, Rows};
 use super::super::gelu::gelu_with_derivative;
 use super::super::kernel::{Real, sum_in_order};
 use super::super::layer_norm::{Norm, NormGradients};
 use super::super::matrix::Write;
 use super::super::vector::widest;
 use super::attention::{self, Attention};
-use super::forward::WeightBuffers;
+use super::weights::{WeightBuffers, Weights};
 use super::{BlockParameter as P, GRADIENT_PARTS, Geometry, MLP_RATIO, Saved};
-
-/// The block's weights as right operands, contracted over their outputs.
-struct Weights<'a, A: Arithmetic> {
-    qkv: Right<'a, A::Narrow>,
-    proj: Right<'a, A::Narrow>,
-    fc1: Right<'a, A::Narrow>,
-    fc2: Right<'a, A::Narrow>,
-}
 
 pub(super) struct Backward<'a, A: Arithmetic> {
     geometry: Geometry,
     arithmetic: A,
     parameters: &'a [A::Wide],
+    /// Contracted over their outputs.
     weights: Weights<'a, A>,
 }
 
@@ -83,18 +76,7 @@ impl<'a, A: Arithmetic> Backward<'a, A> {
         parameters: &'a [A::Wide],
         buffers: &'a mut WeightBuffers<A>,
     ) -> Self {
-        let right = |parameter: P, [narrow, grouped]: &'a mut [Vec<A::Narrow>; 2]| {
-            let weight = A::narrow(&parameters[geometry.layout().range(parameter)], narrow);
-            let columns = if parameter == P::Fc2Weight { geometry.hidden() } else { geometry.width };
-            A::group_rows(Rows::new(weight, weight.len() / columns, columns), grouped)
-        };
-        let [qkv, proj, fc1, fc2] = buffers;
-        let weights = Weights {
-            qkv: right(P::QkvWeight, qkv),
-            proj: right(P::ProjWeight, proj),
-            fc1: right(P::Fc1Weight, fc1),
-            fc2: right(P::Fc2Weight, fc2),
-        };
+        let weights = Weights::new(&geometry, parameters, buffers, A::group_rows);
         Backward { geometry, arithmetic, parameters, weights }
     }
 

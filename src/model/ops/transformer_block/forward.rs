@@ -9,23 +9,14 @@ use super::super::layer_norm::Norm;
 use super::super::matrix::Write;
 use super::super::vector::widest;
 use super::attention::{self, Attention};
+use super::weights::{WeightBuffers, Weights};
 use super::{BlockParameter as P, Geometry, MLP_RATIO, Saved};
-
-/// Room for the operands made of a weight: narrowed, and grouped.
-pub(super) type WeightBuffers<A> = [[Vec<<A as Arithmetic>::Narrow>; 2]; 4];
-
-/// The block's weights as right operands, contracted over their inputs.
-struct Weights<'a, A: Arithmetic> {
-    qkv: Right<'a, A::Narrow>,
-    proj: Right<'a, A::Narrow>,
-    fc1: Right<'a, A::Narrow>,
-    fc2: Right<'a, A::Narrow>,
-}
 
 pub(super) struct Forward<'a, A: Arithmetic> {
     geometry: Geometry,
     arithmetic: A,
     parameters: &'a [A::Wide],
+    /// Contracted over their inputs.
     weights: Weights<'a, A>,
 }
 
@@ -89,18 +80,7 @@ impl<'a, A: Arithmetic> Forward<'a, A> {
         parameters: &'a [A::Wide],
         buffers: &'a mut WeightBuffers<A>,
     ) -> Self {
-        let right = |parameter: P, [narrow, grouped]: &'a mut [Vec<A::Narrow>; 2]| {
-            let weight = A::narrow(&parameters[geometry.layout().range(parameter)], narrow);
-            let columns = if parameter == P::Fc2Weight { geometry.hidden() } else { geometry.width };
-            A::group_columns(Rows::new(weight, weight.len() / columns, columns), grouped)
-        };
-        let [qkv, proj, fc1, fc2] = buffers;
-        let weights = Weights {
-            qkv: right(P::QkvWeight, qkv),
-            proj: right(P::ProjWeight, proj),
-            fc1: right(P::Fc1Weight, fc1),
-            fc2: right(P::Fc2Weight, fc2),
-        };
+        let weights = Weights::new(&geometry, parameters, buffers, A::group_columns);
         Forward { geometry, arithmetic, parameters, weights }
     }
 

@@ -10,6 +10,7 @@
 mod attention;
 mod backward;
 mod forward;
+mod weights;
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -270,7 +271,7 @@ impl<A: Arithmetic> CustomOp2 for Block<A> {
             bail!("transformer-block: input of {:?}, parameters of {:?}", s1.dtype(), s2.dtype());
         }
         let (x, parameters) = (slice::<A::Wide>(s1, l1)?, slice::<A::Wide>(s2, l2)?);
-        let mut buffers = forward::WeightBuffers::<A>::default();
+        let mut buffers = weights::WeightBuffers::<A>::default();
         let pass = forward::Forward::new(self.geometry, self.arithmetic, parameters, &mut buffers);
         let y = if self.tracked {
             let mut saved = Saved::new(&self.geometry, self.geometry.batch);
@@ -296,7 +297,7 @@ impl<A: Arithmetic> CustomOp2 for Block<A> {
         let Some(saved) = self.saved.get() else { bail!("transformer-block: backward before forward") };
         let grad = grad.contiguous()?;
         let (x_view, parameter_view, grad) = (View::of(x), View::of(parameters), View::of(&grad));
-        let mut buffers = forward::WeightBuffers::<A>::default();
+        let mut buffers = weights::WeightBuffers::<A>::default();
         let pass =
             backward::Backward::new(self.geometry, self.arithmetic, parameter_view.slice()?, &mut buffers);
         let (dx, dparameters) = pass.run(x_view.slice()?, saved, grad.slice()?);
