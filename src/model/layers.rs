@@ -13,14 +13,14 @@ const BATCH_NORM_EPS: f64 = 1e-5;
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 
 /// Convolution without bias, [batch, height, width, in] -> [batch, height', width', out].
-pub(super) struct Conv {
+struct Conv {
     weight: Tensor,
     window: Window,
     precision: Precision,
 }
 
 impl Conv {
-    pub(super) fn new(
+    fn new(
         weights: &Weights,
         name: &str,
         channels: (usize, usize),
@@ -31,7 +31,7 @@ impl Conv {
         Ok(Conv { weight: weights.get_shaped(&format!("{name}.weight"), &shape)?, window, precision })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         Ok(ops::conv2d(x, &self.weight, self.window, self.precision)?)
     }
 }
@@ -102,6 +102,51 @@ impl BatchNorm {
         }
         let count = self.batches.tensor();
         self.batches.set(&(&count + count.ones_like()?)?)
+    }
+}
+
+/// Convolution, batch normalisation, and what follows them: names and shape of one such step.
+#[derive(Clone, Copy)]
+pub(super) struct ConvNormSpec<'a> {
+    pub conv: &'a str,
+    pub norm: &'a str,
+    /// In and out.
+    pub channels: (usize, usize),
+    pub window: Window,
+    pub activation: Activation,
+}
+
+/// `activation(norm(conv(x)))`, or `relu(norm(conv(x)) + shortcut)`.
+pub(super) struct ConvNorm {
+    conv: Conv,
+    norm: BatchNorm,
+}
+
+impl ConvNorm {
+    pub(super) fn new(
+        weights: &Weights,
+        spec: ConvNormSpec<'_>,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let ConvNormSpec { conv, norm, channels, window, activation } = spec;
+        Ok(ConvNorm {
+            conv: Conv::new(weights, conv, channels, window, precision)?,
+            norm: BatchNorm::new(weights, norm, channels.1, activation)?,
+        })
+    }
+
+    /// [batch, height, width, in] -> [batch, height', width', out]; `shortcut` is of the result's shape.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        shortcut: Option<&Tensor>,
+        mode: Mode,
+    ) -> Result<Tensor, ModelError> {
+        let y = self.norm.forward(&self.conv.forward(x)?, mode)?;
+        match shortcut {
+            None => Ok(y),
+            Some(shortcut) => Ok(ops::add_relu(&y, shortcut)?),
+        }
     }
 }
 

@@ -6,8 +6,8 @@
 use candle_core::Tensor;
 
 use super::init::{Init, ParameterSpec};
-use super::layers::{BatchNorm, Conv};
-use super::ops::{Activation, Precision, Window, add_relu, max_pool2d};
+use super::layers::{ConvNorm, ConvNormSpec};
+use super::ops::{Activation, Precision, Window, max_pool2d};
 use super::weights::Weights;
 use super::{Encoder, Mode, ModelError, check_images};
 
@@ -129,11 +129,17 @@ impl Plan {
 
     pub(super) fn build(&self, weights: &Weights, precision: Precision) -> Result<ResNet, ModelError> {
         let blocks = self.blocks();
+        let stem = ConvNormSpec {
+            conv: "conv1",
+            norm: "bn1",
+            channels: (3, self.stem_channels),
+            window: self.stem,
+            activation: Activation::Relu,
+        };
         Ok(ResNet {
             image_size: self.image_size,
             feature_dim: self.feature_dim(),
-            conv1: Conv::new(weights, "conv1", (3, self.stem_channels), self.stem, precision)?,
-            bn1: BatchNorm::new(weights, "bn1", self.stem_channels, Activation::Relu)?,
+            stem: ConvNorm::new(weights, stem, precision)?,
             max_pool: self.max_pool,
             blocks: blocks
                 .iter()
@@ -151,46 +157,36 @@ fn conv_spec(name: &str, (channels_in, channels_out): (usize, usize), window: Wi
 
 /// conv - BN - ReLU - conv - BN, plus the way round, ReLU.
 struct Block {
-    conv1: Conv,
-    bn1: BatchNorm,
-    conv2: Conv,
-    bn2: BatchNorm,
-    downsample: Option<(Conv, BatchNorm)>,
+    first: ConvNorm,
+    second: ConvNorm,
+    downsample: Option<ConvNorm>,
 }
 
 impl Block {
     fn new(weights: &Weights, plan: &BlockPlan, precision: Precision) -> Result<Self, ModelError> {
-        let BlockPlan { name, channels_in, channels_out, .. } = plan;
-        let (first, second) = ((*channels_in, *channels_out), (*channels_out, *channels_out));
-        let downsample = match plan.has_downsample() {
-            false => None,
-            true => Some((
-                Conv::new(weights, &format!("{name}.downsample.0"), first, plan.downsample(), precision)?,
-                BatchNorm::new(
-                    weights,
-                    &format!("{name}.downsample.1"),
-                    *channels_out,
-                    Activation::Identity,
-                )?,
-            )),
+        let step = |conv: &str, norm: &str, channels_in, window, activation| {
+            let [conv, norm] = [conv, norm].map(|part| format!("{}.{part}", plan.name));
+            let channels = (channels_in, plan.channels_out);
+            let spec = ConvNormSpec { conv: &conv, norm: &norm, channels, window, activation };
+            ConvNorm::new(weights, spec, precision)
+        };
+        let way_round = || {
+            let (channels, window) = (plan.channels_in, plan.downsample());
+            step("downsample.0", "downsample.1", channels, window, Activation::Identity)
         };
         Ok(Block {
-            conv1: Conv::new(weights, &format!("{name}.conv1"), first, plan.first(), precision)?,
-            bn1: BatchNorm::new(weights, &format!("{name}.bn1"), *channels_out, Activation::Relu)?,
-            conv2: Conv::new(weights, &format!("{name}.conv2"), second, plan.second(), precision)?,
-            bn2: BatchNorm::new(weights, &format!("{name}.bn2"), *channels_out, Activation::Identity)?,
-            downsample,
+            first: step("conv1", "bn1", plan.channels_in, plan.first(), Activation::Relu)?,
+            second: step("conv2", "bn2", plan.channels_out, plan.second(), Activation::Identity)?,
+            downsample: plan.has_downsample().then(way_round).transpose()?,
         })
     }
 
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
-        let y = self.bn1.forward(&self.conv1.forward(x)?, mode)?;
-        let y = self.bn2.forward(&self.conv2.forward(&y)?, mode)?;
-        let round = match &self.downsample {
-            None => x.clone(),
-            Some((conv, bn)) => bn.forward(&conv.forward(x)?, mode)?,
-        };
-        Ok(add_relu(&y, &round)?)
+        let y = self.first.forward(x, None, mode)?;
+        match &self.downsample {
+            None => self.second.forward(&y, Some(x), mode),
+            Some(downsample) => self.second.forward(&y, Some(&downsample.forward(x, None, mode)?), mode),
+        }
     }
 }
 
@@ -198,8 +194,7 @@ impl Block {
 pub(super) struct ResNet {
     image_size: usize,
     feature_dim: usize,
-    conv1: Conv,
-    bn1: BatchNorm,
+    stem: ConvNorm,
     max_pool: bool,
     blocks: Vec<Block>,
 }
@@ -208,7 +203,7 @@ impl Encoder for ResNet {
     fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
         check_images(images, self.image_size)?;
         let x = images.permute((0, 2, 3, 1))?.contiguous()?;
-        let mut x = self.bn1.forward(&self.conv1.forward(&x)?, mode)?;
+        let mut x = self.stem.forward(&x, None, mode)?;
         if self.max_pool {
             x = max_pool2d(&x, MAX_POOL)?;
         }
