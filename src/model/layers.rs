@@ -4,7 +4,9 @@
 
 use candle_core::Tensor;
 
-use super::ops::{self, Activation, BatchNormInput, Moments, Precision, Window};
+use super::ops::{
+    self, Activation, BatchNormInput, ConvNormRule, ConvNormStep, Moments, Precision, ResidualSteps, Window,
+};
 use super::weights::{Buffer, Weights};
 use super::{Mode, ModelError};
 
@@ -135,19 +137,65 @@ impl ConvNorm {
         })
     }
 
-    /// [batch, height, width, in] -> [batch, height', width', out]; `shortcut` is of the result's shape.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        shortcut: Option<&Tensor>,
-        mode: Mode,
-    ) -> Result<Tensor, ModelError> {
-        let y = self.norm.forward(&self.conv.forward(x)?, mode)?;
+    /// [batch, height, width, in] -> [batch, height', width', out]
+    pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
+        match mode {
+            Mode::Eval => self.evaluate(x, None),
+            Mode::Train => {
+                let (y, moments) = ops::conv_norm(x, self.step(), self.norm.activation, self.rule())?;
+                track([self], &[moments], &y)?;
+                Ok(y)
+            }
+        }
+    }
+
+    /// The same by running statistics; `shortcut` is of the result's shape.
+    pub(super) fn evaluate(&self, x: &Tensor, shortcut: Option<&Tensor>) -> Result<Tensor, ModelError> {
+        let y = self.norm.forward(&self.conv.forward(x)?, Mode::Eval)?;
         match shortcut {
             None => Ok(y),
             Some(shortcut) => Ok(ops::add_relu(&y, shortcut)?),
         }
     }
+
+    fn step(&self) -> ConvNormStep<'_> {
+        let Conv { weight, window, .. } = &self.conv;
+        ConvNormStep { weight, gamma: &self.norm.weight, beta: &self.norm.bias, window: *window }
+    }
+
+    fn rule(&self) -> ConvNormRule {
+        ConvNormRule { eps: BATCH_NORM_EPS, precision: self.conv.precision }
+    }
+}
+
+/// In training a residual block is one operation: `relu(second(first(x)) + way round)`.
+pub(super) fn train_residual_block(
+    x: &Tensor,
+    first: &ConvNorm,
+    second: &ConvNorm,
+    downsample: Option<&ConvNorm>,
+) -> Result<Tensor, ModelError> {
+    let steps = ResidualSteps {
+        first: first.step(),
+        second: second.step(),
+        downsample: downsample.map(ConvNorm::step),
+    };
+    let (y, moments) = ops::residual_block(x, steps, first.rule())?;
+    track([first, second].into_iter().chain(downsample), &moments, &y)?;
+    Ok(y)
+}
+
+/// Moves the running statistics of `steps` towards the moments of a batch that gave `y`.
+fn track<'a>(
+    steps: impl IntoIterator<Item = &'a ConvNorm>,
+    moments: &[Moments],
+    y: &Tensor,
+) -> Result<(), ModelError> {
+    let rows = y.elem_count() / y.dims().last().copied().unwrap_or(1);
+    if rows < 2 {
+        return Err(ModelError::BatchTooSmall { rows });
+    }
+    steps.into_iter().zip(moments).try_for_each(|(step, moments)| step.norm.track(moments, rows))
 }
 
 /// Layer normalisation over the last dimension.

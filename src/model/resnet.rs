@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 
 use super::init::{Init, ParameterSpec};
-use super::layers::{ConvNorm, ConvNormSpec};
+use super::layers::{ConvNorm, ConvNormSpec, train_residual_block};
 use super::ops::{Activation, Precision, Window, max_pool2d};
 use super::weights::Weights;
 use super::{Encoder, Mode, ModelError, check_images};
@@ -182,10 +182,14 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
-        let y = self.first.forward(x, None, mode)?;
-        match &self.downsample {
-            None => self.second.forward(&y, Some(x), mode),
-            Some(downsample) => self.second.forward(&y, Some(&downsample.forward(x, None, mode)?), mode),
+        let Block { first, second, downsample } = self;
+        if mode == Mode::Train {
+            return train_residual_block(x, first, second, downsample.as_ref());
+        }
+        let y = first.evaluate(x, None)?;
+        match downsample {
+            None => second.evaluate(&y, Some(x)),
+            Some(downsample) => second.evaluate(&y, Some(&downsample.evaluate(x, None)?)),
         }
     }
 }
@@ -203,7 +207,7 @@ impl Encoder for ResNet {
     fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
         check_images(images, self.image_size)?;
         let x = images.permute((0, 2, 3, 1))?.contiguous()?;
-        let mut x = self.stem.forward(&x, None, mode)?;
+        let mut x = self.stem.forward(&x, mode)?;
         if self.max_pool {
             x = max_pool2d(&x, MAX_POOL)?;
         }

@@ -51,8 +51,7 @@ pub fn batch_norm_train(input: BatchNormInput<'_>) -> Result<(Tensor, Moments)> 
         BatchNorm { eps: input.eps, activation: input.activation, source: Source::Batch(moments.clone()) };
     let y = input.apply(op)?;
     let Some(moments) = moments.get() else { bail!("batch-norm: forward pass left no moments") };
-    let tensor = |data: &[f64]| Tensor::new(data, y.device())?.to_dtype(y.dtype());
-    let moments = Moments { mean: tensor(&moments.mean)?, variance: tensor(&moments.variance)? };
+    let moments = moments.on(&y)?;
     Ok((y, moments))
 }
 
@@ -93,10 +92,19 @@ fn reference_normalise(input: BatchNormInput<'_>, mean: &Tensor, variance: &Tens
     }
 }
 
+/// [`Moments`] before they are tensors.
 #[derive(Debug)]
-struct HostMoments {
-    mean: Vec<f64>,
-    variance: Vec<f64>,
+pub(super) struct HostMoments {
+    pub mean: Vec<f64>,
+    pub variance: Vec<f64>,
+}
+
+impl HostMoments {
+    /// In the type of `like`.
+    pub(super) fn on(&self, like: &Tensor) -> Result<Moments> {
+        let tensor = |data: &[f64]| Tensor::new(data, like.device())?.to_dtype(like.dtype());
+        Ok(Moments { mean: tensor(&self.mean)?, variance: tensor(&self.variance)? })
+    }
 }
 
 enum Source {
@@ -248,7 +256,7 @@ fn batch_moments<T: Real>(x: &[T], channels: usize) -> HostMoments {
 
 impl Activation {
     /// What results are raised to: nothing below it passes, and no gradient.
-    fn floor<T: Real>(self) -> T {
+    pub(super) fn floor<T: Real>(self) -> T {
         match self {
             Activation::Identity => T::narrow(f64::NEG_INFINITY),
             Activation::Relu => T::ZERO,

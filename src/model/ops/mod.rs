@@ -13,14 +13,15 @@
 //!
 //! Why own operations: candle's `LayerNorm` and `softmax_last_dim` record no backward and say nothing, its max-pool
 //! has none where kernel and stride differ, ReLU's gradient at 0 is 1, and the convolution's backward is many times
-//! slower than its forward. And a transformer's block as one operation keeps a few images' activations in the cache,
-//! where a chain of operations sends the whole batch's through memory.
+//! slower than its forward. And a whole block as one operation (a transformer's, a residual network's) keeps in the cache
+//! what a chain of operations sends through memory.
 
 mod add_relu;
 mod arithmetic;
 mod batch_norm;
 mod bf16;
 mod conv2d;
+mod conv_norm;
 mod gelu;
 #[cfg(test)]
 pub(super) mod gradient_check;
@@ -29,6 +30,7 @@ mod layer_norm;
 mod linear;
 mod matrix;
 mod max_pool2d;
+mod patches;
 mod transformer_block;
 mod vector;
 
@@ -36,6 +38,7 @@ pub use add_relu::add_relu;
 pub use arithmetic::Precision;
 pub use batch_norm::{Activation, BatchNormInput, Moments, batch_norm_eval, batch_norm_train};
 pub use bf16::has_instructions as has_bf16_instructions;
+pub use conv_norm::{ConvNormRule, ConvNormStep, ResidualSteps, conv_norm, residual_block};
 pub use conv2d::conv2d;
 pub use layer_norm::layer_norm;
 pub use linear::linear;

@@ -1,0 +1,234 @@
+use candle_core::{DType, Tensor, Var};
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::ops::gradient_check::{
+    assert_close, assert_gradients, assert_near, assert_same, random, weighted_sum,
+};
+
+/// Large enough that channels of few values, which may hardly vary, are not blown up together with their rounding.
+const EPS: f64 = 1e-2;
+
+fn rule(precision: Precision) -> ConvNormRule {
+    ConvNormRule { eps: EPS, precision }
+}
+
+fn window(kernel: usize, stride: usize) -> Window {
+    Window { kernel, stride, padding: kernel / 2 }
+}
+
+/// What is tested: one step, or a block of some kind.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    Single { window: Window, activation: Activation },
+    Block { kernel: usize, stride: usize, downsample: bool },
+}
+
+/// Sides, and channels in and out.
+type Sizes = ((usize, usize, usize), (usize, usize));
+
+impl Shape {
+    fn windows(self) -> Vec<Window> {
+        match self {
+            Shape::Single { window, .. } => vec![window],
+            Shape::Block { kernel, stride, downsample } => {
+                let round = downsample.then_some(Window { kernel: 1, stride, padding: 0 });
+                [window(kernel, stride), window(3, 1)].into_iter().chain(round).collect()
+            }
+        }
+    }
+
+    /// An input, and each step's weight, gamma and beta.
+    fn inputs(self, ((batch, height, width), (channels, out)): Sizes) -> Vec<Tensor> {
+        let mut inputs = vec![random((batch, height, width, channels), 1)];
+        for (index, window) in self.windows().into_iter().enumerate() {
+            let from = if index == 1 { out } else { channels };
+            let seed = 10 * index as u64;
+            inputs.push(random((out, from, window.kernel, window.kernel), 2 + seed));
+            inputs.push((random(out, 3 + seed) + 1.5).unwrap());
+            inputs.push(random(out, 4 + seed));
+        }
+        inputs
+    }
+
+    fn steps(self, x: &[Tensor]) -> Vec<ConvNormStep<'_>> {
+        let parts = x[1..].chunks_exact(3).zip(self.windows());
+        parts.map(|(p, window)| ConvNormStep { weight: &p[0], gamma: &p[1], beta: &p[2], window }).collect()
+    }
+
+    fn residual(self, x: &[Tensor]) -> ResidualSteps<'_> {
+        let steps = self.steps(x);
+        ResidualSteps { first: steps[0], second: steps[1], downsample: steps.get(2).copied() }
+    }
+
+    fn apply(self, x: &[Tensor], precision: Precision) -> Result<(Tensor, Vec<Moments>)> {
+        match self {
+            Shape::Single { activation, .. } => {
+                let (y, moments) = conv_norm(&x[0], self.steps(x)[0], activation, rule(precision))?;
+                Ok((y, vec![moments]))
+            }
+            Shape::Block { .. } => residual_block(&x[0], self.residual(x), rule(precision)),
+        }
+    }
+
+    fn reference(self, x: &[Tensor]) -> Result<(Tensor, Vec<Moments>)> {
+        match self {
+            Shape::Single { activation, .. } => {
+                let (y, moments) = reference_step(&x[0], self.steps(x)[0], activation, EPS)?;
+                Ok((y, vec![moments]))
+            }
+            Shape::Block { .. } => reference_block(&x[0], self.residual(x), EPS),
+        }
+    }
+
+    /// The result, and the gradients of the input and of every parameter, in one vector each.
+    fn results(self, inputs: &[Tensor], precision: Precision) -> Vec<Vec<f32>> {
+        let vars: Vec<Var> =
+            inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(DType::F32).unwrap()).unwrap()).collect();
+        let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let (y, _) = self.apply(&tensors, precision).unwrap();
+        let grads = weighted_sum(&y).backward().unwrap();
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let gradients = vars.iter().map(|var| flat(grads.get(var).unwrap()));
+        std::iter::once(flat(&y)).chain(gradients).collect()
+    }
+}
+
+const SHAPES: [Shape; 5] = [
+    Shape::Single { window: Window { kernel: 3, stride: 2, padding: 1 }, activation: Activation::Relu },
+    Shape::Single { window: Window { kernel: 5, stride: 3, padding: 1 }, activation: Activation::Identity },
+    Shape::Block { kernel: 3, stride: 1, downsample: false },
+    Shape::Block { kernel: 3, stride: 2, downsample: true },
+    Shape::Block { kernel: 3, stride: 1, downsample: true },
+];
+
+/// Channels in that the shape allows.
+fn channels(shape: Shape, channels: usize, out: usize) -> (usize, usize) {
+    match shape {
+        Shape::Block { downsample: false, .. } => (out, out),
+        _ => (channels, out),
+    }
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    for shape in SHAPES {
+        let inputs = shape.inputs(((2, 4, 5), channels(shape, 3, 2)));
+        assert_gradients(&inputs, |x| Ok(shape.apply(x, Precision::F32)?.0));
+        assert_gradients(&inputs, |x| Ok(shape.reference(x)?.0));
+    }
+}
+
+#[test]
+fn several_tiles_give_what_the_reference_gives() {
+    for shape in SHAPES {
+        // 4 x 17 x 18 positions: tiles that end inside a line, several in each part.
+        let inputs = shape.inputs(((4, 17, 18), channels(shape, 3, 24)));
+        let own = |x: &[Tensor]| Ok(shape.apply(x, Precision::F32)?.0);
+        assert_same(&inputs, own, |x| Ok(shape.reference(x)?.0));
+        let (own, expected) =
+            (shape.apply(&inputs, Precision::F32).unwrap().1, shape.reference(&inputs).unwrap().1);
+        assert_eq!(own.len(), expected.len());
+        for (own, expected) in own.iter().zip(&expected) {
+            assert_close(&own.mean, &expected.mean, 1e-10, "mean");
+            assert_close(&own.variance, &expected.variance, 1e-10, "variance");
+        }
+    }
+}
+
+fn any_shape() -> impl Strategy<Value = Shape> {
+    let single =
+        (1usize..6, 1usize..4, 0usize..4, any::<bool>()).prop_map(|(kernel, stride, padding, relu)| {
+            let activation = if relu { Activation::Relu } else { Activation::Identity };
+            Shape::Single { window: Window { kernel, stride, padding }, activation }
+        });
+    let plain =
+        (0usize..3).prop_map(|half| Shape::Block { kernel: 2 * half + 1, stride: 1, downsample: false });
+    let down = (0usize..3, 1usize..4).prop_map(|(half, stride)| Shape::Block {
+        kernel: 2 * half + 1,
+        stride,
+        downsample: true,
+    });
+    prop_oneof![single, plain, down]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    /// Any sizes, odd ones included: f32 equals the reference, bf16 stays as close to it as 8 bits allow.
+    #[test]
+    fn every_shape_gives_what_the_reference_gives(
+        shape in any_shape(), batch in 2usize..8, (height, width) in (1usize..14, 1usize..14),
+        from in 1usize..7, half_out in 1usize..18,
+    ) {
+        let windows = shape.windows();
+        prop_assume!(windows[0].positions(height) * windows[0].positions(width) > 0);
+        let inputs = shape.inputs(((batch, height, width), channels(shape, from, 2 * half_out)));
+        let own = |x: &[Tensor]| Ok(shape.apply(x, Precision::F32)?.0);
+        assert_same(&inputs, own, |x| Ok(shape.reference(x)?.0));
+        let exact = shape.results(&inputs, Precision::F32);
+        let rounded = shape.results(&inputs, Precision::Bf16);
+        exact.iter().zip(&rounded).for_each(|(exact, rounded)| assert_near(exact, rounded, 0.1));
+    }
+}
+
+#[test]
+fn bf16_stays_close_to_f32() {
+    for shape in SHAPES {
+        let inputs = shape.inputs(((8, 16, 16), channels(shape, 24, 24)));
+        let exact = shape.results(&inputs, Precision::F32);
+        let rounded = shape.results(&inputs, Precision::Bf16);
+        exact.iter().zip(&rounded).for_each(|(exact, rounded)| assert_near(exact, rounded, 0.03));
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    for shape in SHAPES {
+        let inputs = shape.inputs(((9, 17, 16), channels(shape, 4, 6)));
+        for precision in [Precision::F32, Precision::Bf16] {
+            let with = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| shape.results(&inputs, precision))
+            };
+            assert_eq!(with(1), with(3));
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_for_the_backward_pass_changes_no_result() {
+    for shape in SHAPES {
+        let inputs = shape.inputs(((3, 9, 9), channels(shape, 4, 6)));
+        let plain: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(DType::F32).unwrap()).collect();
+        for precision in [Precision::F32, Precision::Bf16] {
+            let y =
+                shape.apply(&plain, precision).unwrap().0.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(y, shape.results(&inputs, precision)[0]);
+        }
+    }
+}
+
+#[test]
+fn a_nan_passes_the_relu() {
+    let shape = SHAPES[0];
+    let mut inputs = shape.inputs(((2, 5, 5), (2, 2)));
+    inputs[1] = (&inputs[1] * f64::NAN).unwrap();
+    let y = shape.apply(&inputs, Precision::F32).unwrap().0;
+    assert!(y.flatten_all().unwrap().to_vec1::<f64>().unwrap()[0].is_nan());
+}
+
+#[test]
+fn steps_that_do_not_meet_are_refused() {
+    let fails = |shape: Shape, sizes: Sizes, precision| {
+        let inputs: Vec<Tensor> =
+            shape.inputs(sizes).iter().map(|t| t.to_dtype(DType::F32).unwrap()).collect();
+        shape.apply(&inputs, precision).is_err()
+    };
+    let block = |stride, downsample| Shape::Block { kernel: 3, stride, downsample };
+    // The input goes round, but has other channels or another size.
+    assert!(fails(block(1, false), ((2, 4, 4), (2, 4)), Precision::F32));
+    assert!(fails(block(2, false), ((2, 4, 4), (4, 4)), Precision::F32));
+    // bf16 wants pairs.
+    assert!(fails(block(1, true), ((2, 4, 4), (2, 3)), Precision::Bf16));
+    assert!(!fails(block(1, true), ((2, 4, 4), (2, 3)), Precision::F32));
+}
