@@ -15,7 +15,7 @@ const LANES: usize = 16;
 
 /// Runs `$body` for every element of rows: of each `read` slice it sees the value, of each `write` slice the new value's
 /// place under a name of its own; likewise of vectors over one period, which are values (`channel`) or sums' places (`sum`).
-/// Values go through local arrays, which the compiler knows not to overlap: the loop over them becomes vector code.
+/// A place's name must differ from its slice's. Values go through local arrays, which the compiler knows not to overlap: the loop over them becomes vector code.
 macro_rules! each_lane {
     ($period:expr, $len:expr; read $($read:ident)*; write $($write:ident as $w:ident)*; channel $($channel:ident)*;
      sum $($sum:ident as $s:ident)*; $body:block) => {
@@ -92,10 +92,10 @@ impl TileMoments {
         let (first, second) = sums.split_at_mut(period);
         widest! {
             each_lane!(period, product.len(); read product; write out as o; channel shift;
-                sum first as first second as second; {
+                sum first as a second as b; {
                     let distance = product - shift;
-                    *first += distance;
-                    *second += distance * distance;
+                    *a += distance;
+                    *b += distance * distance;
                     *o = A::to_narrow(product);
                 })
         }
@@ -199,10 +199,10 @@ impl<T: Real> Channels<T> {
         let Channels { mean, scale, beta, .. } = self;
         let floor: T = activation.floor();
         widest! {
-            each_lane!(self.period(), y.len(); read conv; write y as y; channel mean scale beta; sum; {
+            each_lane!(self.period(), y.len(); read conv; write y as o; channel mean scale beta; sum; {
                 let value = (A::to_wide(conv) - mean) * scale + beta;
                 // Written so that NaN passes through: a later check must see it.
-                *y = if value < floor { floor } else { value };
+                *o = if value < floor { floor } else { value };
             })
         }
     }
@@ -217,9 +217,9 @@ impl<T: Real> Channels<T> {
         let Channels { mean, scale, beta, .. } = self;
         let floor: T = activation.floor();
         widest! {
-            each_lane!(self.period(), y.len(); read conv addend; write y as y; channel mean scale beta; sum; {
+            each_lane!(self.period(), y.len(); read conv addend; write y as o; channel mean scale beta; sum; {
                 let value = (A::to_wide(conv) - mean) * scale + beta + addend;
-                *y = if value < floor { floor } else { value };
+                *o = if value < floor { floor } else { value };
             })
         }
     }
@@ -235,12 +235,12 @@ impl<T: Real> Channels<T> {
         let Channels { mean: other_mean, scale: other_scale, beta: other_beta, .. } = channels;
         let floor: T = activation.floor();
         widest! {
-            each_lane!(self.period(), y.len(); read conv other; write y as y;
+            each_lane!(self.period(), y.len(); read conv other; write y as o;
                 channel mean scale beta other_mean other_scale other_beta; sum; {
                     let first = (A::to_wide(conv) - mean) * scale + beta;
                     let second = (A::to_wide(other) - other_mean) * other_scale + other_beta;
                     let value = first + second;
-                    *y = if value < floor { floor } else { value };
+                    *o = if value < floor { floor } else { value };
                 })
         }
     }
@@ -262,10 +262,10 @@ impl<T: Real> Channels<T> {
             let (plain, normalised) = lanes.split_at_mut(period);
             widest! {
                 each_lane!(period, conv.len(); read conv y grad; write; channel mean inverse_deviation;
-                    sum plain as plain normalised as normalised; {
+                    sum plain as a normalised as b; {
                         let passed = if y <= floor { T::ZERO } else { grad };
-                        *plain += passed;
-                        *normalised += passed * ((A::to_wide(conv) - mean) * inverse_deviation);
+                        *a += passed;
+                        *b += passed * ((A::to_wide(conv) - mean) * inverse_deviation);
                     })
             }
             let totals = folded(plain, count).into_iter().chain(folded(normalised, count));
@@ -288,11 +288,11 @@ impl<T: Real> Channels<T> {
         let (plain, normalised) = lanes.split_at_mut(period);
         widest! {
             each_lane!(period, conv.len(); read conv grad; write out as o;
-                channel mean inverse_deviation scale beta; sum plain as plain normalised as normalised; {
+                channel mean inverse_deviation scale beta; sum plain as a normalised as b; {
                     let distance = A::to_wide(conv) - mean;
                     let passed = if distance * scale + beta <= T::ZERO { T::ZERO } else { grad };
-                    *plain += passed;
-                    *normalised += passed * (distance * inverse_deviation);
+                    *a += passed;
+                    *b += passed * (distance * inverse_deviation);
                     *o = A::to_narrow(passed);
                 })
         }
