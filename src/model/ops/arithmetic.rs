@@ -189,25 +189,6 @@ pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
     );
 }
 
-/// Rows of `columns` elements as operands hold them, padded by zeros to whole groups.
-pub(super) fn narrow_rows<'a, A: Arithmetic>(
-    wide: &'a [A::Wide],
-    columns: usize,
-    scratch: &'a mut Vec<A::Narrow>,
-) -> Rows<'a, A::Narrow> {
-    let rows = wide.len() / columns;
-    let padded = columns.next_multiple_of(A::GROUP);
-    if padded == columns {
-        return Rows::new(A::narrow(wide, scratch), rows, columns);
-    }
-    scratch.clear();
-    scratch.resize(rows * padded, A::Narrow::default());
-    for (out, row) in scratch.chunks_exact_mut(padded).zip(wide.chunks_exact(columns)) {
-        out.iter_mut().zip(row).for_each(|(out, &value)| *out = A::to_narrow(value));
-    }
-    Rows::new(scratch, rows, padded)
-}
-
 /// Products of what the tensors hold, by the `gemm` crate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Full<T>(std::marker::PhantomData<T>);

@@ -78,15 +78,14 @@ impl<A: Arithmetic> CustomOp2 for Conv2d<A> {
         }
         let geometry = Geometry::of(l1.dims(), l2.dims(), self.window)?;
         let images = geometry.operand::<A>(slice(s1, l1)?);
-        let mut buffers = Default::default();
+        let (weight, mut scratch) = (geometry.kernel_order::<A>(slice(s2, l2)?), Vec::new());
         let product = Product {
             arithmetic: self.arithmetic,
             images: &images,
             sampling: geometry.sampling(&images),
-            weight: geometry.weight::<A>(slice(s2, l2)?, &mut buffers),
+            weight: geometry.weight::<A>(&weight, &mut scratch),
         };
-        let mut y = vec![A::Wide::ZERO; geometry.positions() * geometry.out_channels];
-        product.for_tiles(&mut y, |_, product, y| y.copy_from_slice(product));
+        let (y, _) = product.for_tiles(|_, product, y| y.copy_from_slice(product));
         Ok((into_storage(y), Shape::from(geometry.out_shape())))
     }
 
@@ -106,7 +105,8 @@ impl<A: Arithmetic> CustomOp2 for Conv2d<A> {
         let mut dw = vec![A::Wide::ZERO; geometry.weight_elements()];
         WeightGradient { arithmetic, geometry, images: &images, gradient: &gradient }.write(&mut dw);
         let dx = || {
-            let source = Source { geometry, weight: w_view.slice()?, gradient: &gradient };
+            let weight = geometry.kernel_order::<A>(w_view.slice()?);
+            let source = Source { geometry, weight: &weight, gradient: &gradient };
             tensor_like(input_gradient(arithmetic, &[source]), x)
         };
         let dx = self.input_tracked.then(dx).transpose()?;

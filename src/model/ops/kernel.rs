@@ -191,6 +191,35 @@ pub(super) fn sum_in_order<A: Real>(parts: Vec<Vec<A>>) -> Vec<A> {
     total
 }
 
+/// A vector of `len` elements, made in parts of `part` (the last one may be shorter) and not zeroed before: `write(room,
+/// index, share)` makes part `index` in the cache. `share` holds anything; `room` is one thread's. What `write` returns comes
+/// back in the parts' order.
+pub(super) fn in_parts<T, S, R>(
+    len: usize,
+    part: usize,
+    room: impl Fn() -> S + Sync + Send,
+    write: impl Fn(&mut S, usize, &mut [T]) -> R + Sync + Send,
+) -> (Vec<T>, Vec<R>)
+where
+    T: Copy + Default + Send + Sync,
+    R: Send,
+{
+    let mut out = Vec::with_capacity(len);
+    let parts = out.spare_capacity_mut()[..len].par_chunks_mut(part).enumerate();
+    let both = || (room(), Vec::new());
+    let results = parts.map_init(both, |(room, share), (index, out)| {
+        share.resize(out.len(), T::default());
+        let result = write(room, index, share);
+        out.write_copy_of_slice(share);
+        result
+    });
+    let results = results.collect();
+    // SAFETY: the parts cover the first `len` elements, and each was written as a whole: lengths that differ panic, and a
+    // panic leaves this function before this line.
+    unsafe { out.set_len(len) };
+    (out, results)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +234,18 @@ mod tests {
         });
         assert_eq!(sums, [129.0 * 130.0 / 2.0, 130.0]);
         assert_eq!(sum_over_parts(0, 64, 1, |_, _: &mut [f64]| unreachable!()), [0.0]);
+    }
+
+    #[test]
+    fn parts_make_the_whole_in_their_order() {
+        let write = |_: &mut (), index: usize, share: &mut [usize]| {
+            share.iter_mut().enumerate().for_each(|(at, value)| *value = 10 * index + at);
+            index
+        };
+        let (all, results) = in_parts(7, 3, || (), write);
+        assert_eq!(all, [0, 1, 2, 10, 11, 12, 20]);
+        assert_eq!(results, [0, 1, 2]);
+        assert_eq!(in_parts(0, 3, || (), write), (vec![], vec![]));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
+use super::vector::widest;
 use super::{Window, has_kernel};
 
 /// `x` [batch, height, width, channels] -> [batch, out_height, out_width, channels]. Padding never wins; it must be
@@ -114,12 +115,13 @@ impl Geometry {
         for row in rows {
             for column in columns.clone() {
                 let at = (row * self.width + column) * self.channels;
-                for channel in 0..self.channels {
-                    let value = x[at + channel];
-                    // A NaN wins and stays, as in torch: a later check must see it.
-                    if first || value > y[channel] || value.wide().is_nan() {
-                        y[channel] = value;
-                        winners[channel] = (at + channel) as u32;
+                let x = &x[at..at + self.channels];
+                widest! {
+                    for (channel, ((&value, y), winner)) in x.iter().zip(&mut *y).zip(&mut *winners).enumerate() {
+                        // A NaN wins and stays, as in torch: a later check must see it.
+                        let wins = first || value > *y || value.wide().is_nan();
+                        *y = if wins { value } else { *y };
+                        *winner = if wins { (at + channel) as u32 } else { *winner };
                     }
                 }
                 first = false;

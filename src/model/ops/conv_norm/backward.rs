@@ -9,7 +9,7 @@ use super::super::batch_norm::{Activation, HostMoments};
 use super::super::kernel::Real;
 use super::super::patches::{Geometry, Padded, Product, Source, WeightGradient, input_gradient};
 use super::norm::{Channels, GradientSums, Passing, ThroughMoments, add_passing};
-use super::{Form, Plan, Saved, SavedRest};
+use super::{Form, Plan, Saved, SavedRest, SavedStep};
 
 pub(super) struct Backward<'a, A: Arithmetic> {
     pub plan: &'a Plan,
@@ -29,9 +29,12 @@ impl<A: Arithmetic> Backward<'_, A> {
                 self.residual(rest, passing, &mut gradient)
             }
             (Form::Single(activation), _) => {
-                let first = self.end(0, &self.saved.first, Passing { grad, y, activation }, &mut gradient);
+                let first =
+                    self.end(0, &self.saved.first.rows, Passing { grad, y, activation }, &mut gradient);
                 self.weight_gradient(0, &self.saved.x, &first, &mut gradient);
-                self.plan.input_tracked.then(|| input_gradient(self.arithmetic, &[self.source(0, &first)]))
+                self.plan
+                    .input_tracked
+                    .then(|| input_gradient(self.arithmetic, &[self.source(0, &self.saved.first, &first)]))
             }
             (Form::Residual, None) => unreachable!("a residual block's forward pass keeps its second step"),
         };
@@ -44,17 +47,20 @@ impl<A: Arithmetic> Backward<'_, A> {
         passing: Passing<'_, A::Wide>,
         gradient: &mut [A::Wide],
     ) -> Option<Vec<A::Wide>> {
-        let second = self.end(1, &rest.second, passing, gradient);
+        let second = self.end(1, &rest.second.rows, passing, gradient);
         self.weight_gradient(1, &rest.hidden, &second, gradient);
-        let first = self.hidden(&second, gradient);
+        let first = self.hidden(self.source(1, &rest.second, &second), gradient);
         drop(second);
         self.weight_gradient(0, &self.saved.x, &first, gradient);
-        let Some(rows) = &rest.downsample else {
-            return self.plan.input_tracked.then(|| self.with_way_round(&first, passing));
+        let Some(way_round) = &rest.downsample else {
+            return self
+                .plan
+                .input_tracked
+                .then(|| self.with_way_round(self.source(0, &self.saved.first, &first), passing));
         };
-        let downsample = self.end(2, rows, passing, gradient);
+        let downsample = self.end(2, &way_round.rows, passing, gradient);
         self.weight_gradient(2, &self.saved.x, &downsample, gradient);
-        let sources = [self.source(0, &first), self.source(2, &downsample)];
+        let sources = [self.source(0, &self.saved.first, &first), self.source(2, way_round, &downsample)];
         self.plan.input_tracked.then(|| input_gradient(self.arithmetic, &sources))
     }
 
@@ -64,9 +70,13 @@ impl<A: Arithmetic> Backward<'_, A> {
         Channels::new(&self.moments[step], gamma, beta, self.plan.eps)
     }
 
-    fn source<'s>(&'s self, step: usize, gradient: &'s Padded<A::Narrow>) -> Source<'s, A> {
-        let weight = &self.parameters[self.plan.ranges(step).weight];
-        Source { geometry: self.plan.steps[step], weight, gradient }
+    fn source<'s>(
+        &self,
+        step: usize,
+        saved: &'s SavedStep<A::Narrow>,
+        gradient: &'s Padded<A::Narrow>,
+    ) -> Source<'s, A> {
+        Source { geometry: self.plan.steps[step], weight: &saved.weight, gradient }
     }
 
     fn weight_gradient(
@@ -109,11 +119,10 @@ impl<A: Arithmetic> Backward<'_, A> {
     }
 
     /// Through the second step's convolution to the gradient of the first one's.
-    fn hidden(&self, second: &Padded<A::Narrow>, gradient: &mut [A::Wide]) -> Padded<A::Narrow> {
-        let (channels, rows) = (self.channels(0), &self.saved.first);
+    fn hidden(&self, second: Source<'_, A>, gradient: &mut [A::Wide]) -> Padded<A::Narrow> {
+        let (channels, rows) = (self.channels(0), &self.saved.first.rows);
         let count = self.plan.steps[0].out_channels;
-        let mut passed = vec![A::Narrow::default(); rows.len()];
-        let sums = self.at_stride_one(1, second, &mut passed, |positions, product, out| {
+        let (passed, sums) = self.at_stride_one(second, |positions, product, out| {
             channels.pass_relu::<A>(&rows[positions.start * count..positions.end * count], product, out)
         });
         let sums = GradientSums::combined(&sums, count);
@@ -124,11 +133,10 @@ impl<A: Arithmetic> Backward<'_, A> {
     }
 
     /// The input's gradient where the input itself goes the way round.
-    fn with_way_round(&self, first: &Padded<A::Narrow>, passing: Passing<'_, A::Wide>) -> Vec<A::Wide> {
+    fn with_way_round(&self, first: Source<'_, A>, passing: Passing<'_, A::Wide>) -> Vec<A::Wide> {
         let Passing { grad, y, activation } = passing;
         let count = self.plan.steps[0].channels;
-        let mut dx = vec![A::Wide::ZERO; grad.len()];
-        self.at_stride_one(0, first, &mut dx, |positions, product, dx| {
+        let (dx, _) = self.at_stride_one(first, |positions, product, dx: &mut [A::Wide]| {
             let part = positions.start * count..positions.end * count;
             add_passing(product, Passing { grad: &grad[part.clone()], y: &y[part], activation });
             dx.copy_from_slice(product);
@@ -137,23 +145,21 @@ impl<A: Arithmetic> Backward<'_, A> {
     }
 
     /// Tiles of the input's gradient of a step of stride 1.
-    fn at_stride_one<O: Send, R: Send>(
+    fn at_stride_one<O: Copy + Default + Send + Sync, R: Send>(
         &self,
-        step: usize,
-        gradient: &Padded<A::Narrow>,
-        out: &mut [O],
-        finish: impl Fn(Range<usize>, &mut [A::Wide], &mut [O]) -> R + Sync,
-    ) -> Vec<R> {
-        let Source { geometry, weight, .. } = self.source(step, gradient);
-        let mut buffers = Default::default();
+        source: Source<'_, A>,
+        finish: impl Fn(Range<usize>, &mut [A::Wide], &mut [O]) -> R + Sync + Send,
+    ) -> (Vec<O>, Vec<R>) {
+        let Source { geometry, weight, gradient } = source;
+        let mut scratch = Vec::new();
         let phase = geometry.only_phase();
         let product = Product {
             arithmetic: self.arithmetic,
             images: gradient,
             sampling: geometry.phase_sampling(&phase, gradient),
-            weight: geometry.turned_weight::<A>(weight, &phase, &mut buffers),
+            weight: geometry.turned_weight::<A>(weight, &phase, &mut scratch),
         };
-        product.for_tiles(out, finish)
+        product.for_tiles(finish)
     }
 }
 

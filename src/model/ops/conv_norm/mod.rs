@@ -23,7 +23,7 @@ use super::arithmetic::{Arithmetic, Full, Precision};
 use super::batch_norm::{Activation, BatchNormInput, HostMoments, Moments, reference_train};
 use super::bf16::Bf16;
 use super::kernel::{View, into_storage, slice, tensor_like};
-use super::patches::{Geometry, Padded};
+use super::patches::{Geometry, KernelOrder, Padded};
 use super::{Window, conv2d, has_kernel};
 
 /// A convolution and its normalisation: `weight` [out, in, kernel, kernel], `gamma` and `beta` [out].
@@ -223,14 +223,18 @@ fn apply(
     Ok((y, moments))
 }
 
-/// What a convolution leaves for the backward pass: its result, before the normalisation.
-type Rows<A> = Vec<<A as Arithmetic>::Narrow>;
+/// What a step leaves for the backward pass.
+struct SavedStep<E> {
+    weight: KernelOrder<E>,
+    /// The convolution's result, before the normalisation.
+    rows: Vec<E>,
+}
 
 /// What the backward pass reads besides the result.
 struct Saved<A: Arithmetic> {
     /// The input as an operand.
     x: Padded<A::Narrow>,
-    first: Rows<A>,
+    first: SavedStep<A::Narrow>,
     /// A residual block's.
     rest: Option<SavedRest<A>>,
 }
@@ -238,8 +242,8 @@ struct Saved<A: Arithmetic> {
 struct SavedRest<A: Arithmetic> {
     /// The first step's result as an operand.
     hidden: Padded<A::Narrow>,
-    second: Rows<A>,
-    downsample: Option<Rows<A>>,
+    second: SavedStep<A::Narrow>,
+    downsample: Option<SavedStep<A::Narrow>>,
 }
 
 struct ConvNorm<A: Arithmetic> {

@@ -3,11 +3,9 @@
 //! Channels are often no multiple of a vector (24, 48): rows are taken as one long run, and each channel's numbers are
 //! repeated up to a period of whole vectors.
 
-use rayon::prelude::*;
-
 use super::super::arithmetic::Arithmetic;
 use super::super::batch_norm::{Activation, HostMoments};
-use super::super::kernel::{ELEMENTS_PER_PART, Real, rows_per_part, sum_over_parts};
+use super::super::kernel::{ELEMENTS_PER_PART, Real, in_parts, rows_per_part, sum_over_parts};
 use super::super::vector::widest;
 
 /// Elements that are computed side by side: a 512-bit register of f32.
@@ -181,9 +179,9 @@ impl<T: Real> Channels<T> {
         activation: Activation,
     ) -> Vec<T> {
         let part = (ELEMENTS_PER_PART / self.period()).max(1) * self.period();
-        let mut y = vec![T::ZERO; conv.len()];
-        y.par_chunks_mut(part).zip(conv.par_chunks(part)).enumerate().for_each(|(index, (y, conv))| {
+        let write = |_: &mut (), index: usize, y: &mut [T]| {
             let part = index * part..index * part + y.len();
+            let conv = &conv[part.clone()];
             match addend {
                 Addend::Nothing => self.finish_alone::<A>(conv, y, activation),
                 Addend::Values(values) => self.finish_sum::<A>(conv, &values[part], y, activation),
@@ -191,8 +189,8 @@ impl<T: Real> Channels<T> {
                     self.finish_two::<A>([conv, &other[part]], channels, y, activation);
                 }
             }
-        });
-        y
+        };
+        in_parts(conv.len(), part, || (), write).0
     }
 
     fn finish_alone<A: Arithmetic<Wide = T>>(&self, conv: &[A::Narrow], y: &mut [T], activation: Activation) {
