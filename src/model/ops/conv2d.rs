@@ -19,6 +19,7 @@ use super::arithmetic::{Arithmetic, Full, Patches, Precision, Right, Rows, narro
 use super::bf16::Bf16;
 use super::kernel::{Real, View, into_storage, slice, sum_in_order, tensor_like};
 use super::matrix::Write;
+use super::single::Single;
 use super::vector::widest;
 use super::{Window, has_kernel};
 
@@ -43,7 +44,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, window: Window, precision: Precision)
             x.apply_op2(&weight, Conv2d { window, input_tracked, arithmetic: Full::<f64>::new() })
         }
         (_, Precision::F32) => {
-            x.apply_op2(&weight, Conv2d { window, input_tracked, arithmetic: Full::<f32>::new() })
+            x.apply_op2(&weight, Conv2d { window, input_tracked, arithmetic: Single::new() })
         }
         (_, Precision::Bf16) => {
             x.apply_op2(&weight, Conv2d { window, input_tracked, arithmetic: Bf16::new() })
@@ -127,15 +128,15 @@ impl<A: Arithmetic> CustomOp2 for Conv2d<A> {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Geometry {
-    batch: usize,
-    height: usize,
-    width: usize,
-    channels: usize,
-    out_height: usize,
-    out_width: usize,
-    out_channels: usize,
-    window: Window,
+pub(super) struct Geometry {
+    pub batch: usize,
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
+    pub out_height: usize,
+    pub out_width: usize,
+    pub out_channels: usize,
+    pub window: Window,
 }
 
 /// One kernel row of one patch that lies (partly) inside the image.
@@ -189,12 +190,12 @@ impl<T: Real> KernelOrder<T> {
 }
 
 /// Channels of padded images: as many as there are, or one more, so that `kernel` pixels are a whole number of pairs.
-fn padded_channels(kernel: usize, channels: usize) -> usize {
+pub(super) fn padded_channels(kernel: usize, channels: usize) -> usize {
     channels + kernel * channels % 2
 }
 
 /// Images with their padding, [batch, height, width, channels], in an arithmetic's own type.
-struct Padded<E> {
+pub(super) struct Padded<E> {
     data: Vec<E>,
     height: usize,
     width: usize,
@@ -202,7 +203,7 @@ struct Padded<E> {
 }
 
 impl<E: Copy + Default + Send + Sync> Padded<E> {
-    fn of<A: Arithmetic<Narrow = E>>(geometry: &Geometry, images: &[A::Wide]) -> Self {
+    pub(super) fn of<A: Arithmetic<Narrow = E>>(geometry: &Geometry, images: &[A::Wide]) -> Self {
         let Geometry { batch, height, width, channels, window: Window { kernel, padding, .. }, .. } =
             *geometry;
         let padded = padded_channels(kernel, channels);
@@ -227,7 +228,7 @@ impl<E: Copy + Default + Send + Sync> Padded<E> {
     }
 
     /// The patches of `positions`; `starts` is where they begin.
-    fn patches<'a>(
+    pub(super) fn patches<'a>(
         &'a self,
         geometry: &Geometry,
         positions: Range<usize>,
@@ -251,7 +252,7 @@ impl<E: Copy + Default + Send + Sync> Padded<E> {
 }
 
 impl Geometry {
-    fn of(x: &Layout, weight: &Layout, window: Window) -> Result<Self> {
+    pub(super) fn of(x: &Layout, weight: &Layout, window: Window) -> Result<Self> {
         let (batch, height, width, channels) = x.shape().dims4()?;
         let (out_channels, weight_channels, k_rows, k_columns) = weight.shape().dims4()?;
         let (out_height, out_width) = (window.positions(height), window.positions(width));
@@ -283,11 +284,11 @@ impl Geometry {
         self.window.kernel * self.window.kernel * self.channels
     }
 
-    fn positions(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.batch * self.out_height * self.out_width
     }
 
-    fn positions_per_tile<A: Arithmetic>(&self) -> usize {
+    pub(super) fn positions_per_tile<A: Arithmetic>(&self) -> usize {
         self.positions().div_ceil(FEWEST_TILES).clamp(A::FEWEST_ROWS, TILE_POSITIONS)
     }
 
