@@ -2,10 +2,11 @@
 //!
 //! Images between layers are channels-last, [batch, height, width, channels].
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::ops::{
-    self, Activation, BatchNormInput, ConvNormRule, ConvNormStep, Moments, Precision, ResidualSteps, Window,
+    self, Activation, BatchNormInput, ConvNormRule, ConvNormStep, FrozenConvNorm, FrozenNorm, Moments,
+    Precision, ResidualSteps, Window,
 };
 use super::weights::{Buffer, Weights};
 use super::{Mode, ModelError};
@@ -95,6 +96,19 @@ impl BatchNorm {
         }
     }
 
+    /// What it does in evaluation mode, where its weights are frozen.
+    fn frozen(&self) -> Option<FrozenNorm<'_>> {
+        let (mean, variance) = (self.running_mean.frozen()?, self.running_var.frozen()?);
+        Some(FrozenNorm {
+            gamma: &self.weight,
+            beta: &self.bias,
+            mean,
+            variance,
+            eps: BATCH_NORM_EPS,
+            activation: self.activation,
+        })
+    }
+
     /// Moves the running statistics towards the batch's, as torch does: `running_var` by the **unbiased** variance.
     fn track(&self, batch: &Moments, rows: usize) -> Result<(), ModelError> {
         let unbiased = (&batch.variance * (rows as f64 / (rows as f64 - 1.0)))?;
@@ -122,6 +136,8 @@ pub(super) struct ConvNormSpec<'a> {
 pub(super) struct ConvNorm {
     conv: Conv,
     norm: BatchNorm,
+    /// Both in one, where neither will change.
+    frozen: Option<FrozenConvNorm>,
 }
 
 impl ConvNorm {
@@ -131,10 +147,13 @@ impl ConvNorm {
         precision: Precision,
     ) -> Result<Self, ModelError> {
         let ConvNormSpec { conv, norm, channels, window, activation } = spec;
-        Ok(ConvNorm {
-            conv: Conv::new(weights, conv, channels, window, precision)?,
-            norm: BatchNorm::new(weights, norm, channels.1, activation)?,
-        })
+        let conv = Conv::new(weights, conv, channels, window, precision)?;
+        let norm = BatchNorm::new(weights, norm, channels.1, activation)?;
+        let frozen = match norm.frozen() {
+            None => None,
+            Some(norm) => FrozenConvNorm::new(&conv.weight, norm, window, precision)?,
+        };
+        Ok(ConvNorm { conv, norm, frozen })
     }
 
     /// [batch, height, width, in] -> [batch, height', width', out]
@@ -151,6 +170,12 @@ impl ConvNorm {
 
     /// The same by running statistics; `shortcut` is of the result's shape.
     pub(super) fn evaluate(&self, x: &Tensor, shortcut: Option<&Tensor>) -> Result<Tensor, ModelError> {
+        if let Some(frozen) = &self.frozen
+            && !x.track_op()
+            && x.dtype() == DType::F32
+        {
+            return Ok(frozen.forward(x, shortcut)?);
+        }
         let y = self.norm.forward(&self.conv.forward(x)?, Mode::Eval)?;
         match shortcut {
             None => Ok(y),

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::init::{Init, ParameterSpec};
 use super::layers::LayerNorm;
-use super::ops::{self, BlockLayout, BlockParameter, BlockSpec, Output, Precision};
+use super::ops::{self, BlockLayout, BlockParameter, BlockSpec, FrozenBlock, Output, Precision};
 use super::weights::Weights;
 use super::{Encoder, Mode, ModelError, check_images};
 
@@ -87,7 +87,7 @@ impl Plan {
         weights: &Weights,
         precision: Precision,
     ) -> Result<VisionTransformer, ModelError> {
-        let block = |index: usize| Block::new(weights, &format!("blocks.{index}"), self.width);
+        let block = |index: usize| Block::new(weights, &format!("blocks.{index}"), self.width, precision);
         Ok(VisionTransformer {
             plan: *self,
             precision,
@@ -138,12 +138,12 @@ fn block_parameter_name(parameter: BlockParameter) -> &'static str {
 enum Block {
     /// Trained: joined for each pass, so that an update is seen.
     Moving(Vec<Tensor>),
-    /// Frozen: joined once.
-    Still(Tensor),
+    /// Frozen: joined and prepared once.
+    Still(FrozenBlock),
 }
 
 impl Block {
-    fn new(weights: &Weights, name: &str, width: usize) -> Result<Self, ModelError> {
+    fn new(weights: &Weights, name: &str, width: usize, precision: Precision) -> Result<Self, ModelError> {
         let layout = BlockLayout { width };
         let part = |parameter| {
             let name = format!("{name}.{}", block_parameter_name(parameter));
@@ -153,14 +153,14 @@ impl Block {
         Ok(if parts.iter().any(Tensor::track_op) {
             Block::Moving(parts)
         } else {
-            Block::Still(joined(&parts)?)
+            Block::Still(FrozenBlock::new(joined(&parts)?, width, precision)?)
         })
     }
 
-    fn parameters(&self) -> Result<Tensor, ModelError> {
+    fn forward(&self, x: &Tensor, spec: BlockSpec) -> Result<Tensor, ModelError> {
         match self {
-            Block::Moving(parts) => joined(parts),
-            Block::Still(parameters) => Ok(parameters.clone()),
+            Block::Moving(parts) => Ok(ops::transformer_block(x, &joined(parts)?, spec)?),
+            Block::Still(block) => Ok(block.forward(x, spec)?),
         }
     }
 }
@@ -212,7 +212,7 @@ impl Encoder for VisionTransformer {
                 precision: self.precision,
                 output,
             };
-            x = ops::transformer_block(&x, &block.parameters()?, spec)?;
+            x = block.forward(&x, spec)?;
         }
         self.norm.forward(&x.squeeze(1)?)
     }

@@ -64,6 +64,14 @@ impl Buffer {
         self.slot.tensor().detach()
     }
 
+    /// Its value for ever, where the weights are frozen.
+    pub(super) fn frozen(&self) -> Option<&Tensor> {
+        match &self.slot {
+            Slot::Frozen(tensor) => Some(tensor),
+            Slot::Trainable(_) | Slot::Buffer(_) => None,
+        }
+    }
+
     /// Replaces its content in place.
     ///
     /// # Errors

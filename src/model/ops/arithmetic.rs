@@ -1,12 +1,13 @@
 //! In which arithmetic matrix products are taken, and the operands' layouts.
 //!
-//! Tensors hold f32 (f64 in gradient checks). [`Full`] multiplies what they hold; [`super::bf16::Bf16`] rounds operands
-//! to bf16 first and sums in f32, twice as many a second where the machine has the instructions.
+//! Tensors hold f32 (f64 in gradient checks). [`super::single::Single`] and, for f64, [`Full`] multiply what they hold;
+//! [`super::bf16::Bf16`] rounds operands to bf16 first and sums in f32, twice as many a second where the machine has the
+//! instructions.
 //!
 //! A product contracts over an index that advances in groups of [`Arithmetic::GROUP`] neighbours (pairs for bf16).
 //! *Rows* are row-major, the contraction along each row: what stands on the left. *Grouped* is `[groups][columns][GROUP]`:
-//! what stands on the right, or transposed on the left. For full arithmetic a group is one element, so grouped is
-//! row-major too and nothing is copied.
+//! what stands on the right, or transposed on the left. What is multiplied often (a weight) is cut into *panels* of
+//! [`PANEL_COLUMNS`] columns, each of them grouped: a kernel then reads it from the first byte to the last.
 //!
 //! Invariant: products run on the calling thread, and each element is summed in an order that follows from shapes alone.
 
@@ -14,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::kernel::Real;
 use super::matrix::{Matrix, Shape, Write};
+
+/// Columns of a panel: what a kernel keeps sums of in registers.
+pub(super) const PANEL_COLUMNS: usize = 64;
 
 /// What products of f32 tensors are computed in. Sums, norms, losses and weights are f32 either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -59,7 +63,18 @@ pub(super) struct Left<'a, E> {
     pub group_stride: usize,
 }
 
-/// The right operand `[depth, columns]`: element (d, j) is `data[d / GROUP * group_stride + j * column_stride + d % GROUP]`.
+impl<E> Left<'_, E> {
+    /// # Panics
+    /// Where it is empty or reaches outside its slice.
+    pub(super) fn assert_fits(&self, group: usize) {
+        assert!(self.rows * self.depth > 0, "an empty left operand");
+        let last = (self.rows - 1) * self.row_stride + (self.depth - 1) * self.group_stride;
+        assert!(last + group <= self.data.len(), "a left operand beyond its slice");
+    }
+}
+
+/// The right operand `[depth, columns]`: element (d, j) is `data[j / PANEL_COLUMNS * panel_stride + d / GROUP * group_stride +
+/// j % PANEL_COLUMNS * column_stride + d % GROUP]`.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a, E> {
     pub data: &'a [E],
@@ -68,11 +83,42 @@ pub(super) struct Right<'a, E> {
     pub columns: usize,
     pub group_stride: usize,
     pub column_stride: usize,
+    /// `PANEL_COLUMNS * column_stride` where the columns are not cut into panels.
+    pub panel_stride: usize,
 }
 
 impl<'a, E> Right<'a, E> {
+    /// Of groups that lie side by side, without panels; `depth` in groups.
+    pub(super) fn side_by_side<A: Arithmetic<Narrow = E>>(
+        data: &'a [E],
+        depth: usize,
+        columns: usize,
+    ) -> Self {
+        let (group_stride, panel_stride) = (A::GROUP * columns, A::GROUP * PANEL_COLUMNS);
+        Right { data, depth, columns, group_stride, column_stride: A::GROUP, panel_stride }
+    }
+
+    /// # Panics
+    /// Where it is empty or reaches outside its slice.
+    pub(super) fn assert_fits(&self, group: usize) {
+        assert!(self.columns * self.depth > 0, "an empty right operand");
+        assert!(self.panel_stride >= PANEL_COLUMNS * self.column_stride, "panels that overlap");
+        let (panel, column) = ((self.columns - 1) / PANEL_COLUMNS, (self.columns - 1) % PANEL_COLUMNS);
+        let last =
+            panel * self.panel_stride + column * self.column_stride + (self.depth - 1) * self.group_stride;
+        assert!(last + group <= self.data.len(), "a right operand beyond its slice");
+    }
+
+    pub(super) fn has_panels(&self) -> bool {
+        self.columns > PANEL_COLUMNS && self.panel_stride != PANEL_COLUMNS * self.column_stride
+    }
+
     /// The same matrix transposed, as a left operand.
+    ///
+    /// # Panics
+    /// Where it is cut into panels.
     pub(super) fn transposed(self) -> Left<'a, E> {
+        assert!(!self.has_panels(), "panels have no transpose");
         Left {
             data: self.data,
             rows: self.columns,
@@ -83,8 +129,18 @@ impl<'a, E> Right<'a, E> {
     }
 
     /// Columns `start..start + count` of it.
+    ///
+    /// # Panics
+    /// Where it is cut into panels.
     pub(super) fn columns(self, start: usize, count: usize) -> Self {
+        assert!(!self.has_panels(), "columns across panels");
         Right { data: &self.data[start * self.column_stride..], columns: count, ..self }
+    }
+
+    /// The columns of one panel.
+    pub(super) fn panel(self, panel: usize) -> Self {
+        let columns = (self.columns - panel * PANEL_COLUMNS).min(PANEL_COLUMNS);
+        Right { data: &self.data[panel * self.panel_stride..], columns, ..self }
     }
 
     /// Groups `start..start + count` of its depth.
@@ -106,6 +162,15 @@ pub(super) struct Patches<'a, E> {
 }
 
 impl<'a, E> Patches<'a, E> {
+    /// # Panics
+    /// Where there is none, or one reaches outside the slice.
+    pub(super) fn assert_fits(&self) {
+        assert!(self.columns() > 0 && !self.starts.is_empty(), "no patches");
+        let reach = (self.segments - 1) * self.segment_stride + self.segment_len;
+        let fits = |start: &usize| start + reach <= self.data.len();
+        assert!(self.starts.iter().all(fits), "a patch beyond its image");
+    }
+
     /// Elements of one row.
     pub(super) fn columns(&self) -> usize {
         self.segments * self.segment_len
@@ -189,7 +254,7 @@ pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
     );
 }
 
-/// Products of what the tensors hold, by the `gemm` crate.
+/// Products of what the tensors hold, by the `gemm` crate: for f64, and f32 where there are no kernels of our own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Full<T>(std::marker::PhantomData<T>);
 
@@ -221,18 +286,31 @@ impl<T: Real> Arithmetic for Full<T> {
 
     fn group_rows<'a>(rows: Rows<'a, T>, _: &'a mut Vec<T>) -> Right<'a, T> {
         let Rows { data, rows, columns, stride } = rows;
-        Right { data, depth: rows, columns, group_stride: stride, column_stride: 1 }
+        Right {
+            data,
+            depth: rows,
+            columns,
+            group_stride: stride,
+            column_stride: 1,
+            panel_stride: PANEL_COLUMNS,
+        }
     }
 
     fn group_columns<'a>(rows: Rows<'a, T>, _: &'a mut Vec<T>) -> Right<'a, T> {
         let Rows { data, rows, columns, stride } = rows;
-        Right { data, depth: columns, columns: rows, group_stride: 1, column_stride: stride }
+        Right {
+            data,
+            depth: columns,
+            columns: rows,
+            group_stride: 1,
+            column_stride: stride,
+            panel_stride: PANEL_COLUMNS * stride,
+        }
     }
 
     fn group_patches<'a>(patches: Patches<'_, T>, scratch: &'a mut Vec<T>) -> Right<'a, T> {
         gather(patches, scratch);
-        let columns = patches.columns();
-        Right { data: scratch, depth: patches.starts.len(), columns, group_stride: columns, column_stride: 1 }
+        Right::side_by_side::<Self>(scratch, patches.starts.len(), patches.columns())
     }
 
     fn multiply_patches(
@@ -258,12 +336,14 @@ impl<T: Real> Arithmetic for Full<T> {
         let shape =
             |rows, columns, row_stride, column_stride| Shape { rows, columns, row_stride, column_stride };
         let l = Matrix::new(left.data, shape(left.rows, left.depth, left.row_stride, left.group_stride));
-        let r = Matrix::new(
-            right.data,
-            shape(right.depth, right.columns, right.group_stride, right.column_stride),
-        );
-        let target = Shape::with_row_stride(left.rows, right.columns, stride);
-        l.multiply_into(r, destination, target, write);
+        let columns_at_once = if right.has_panels() { PANEL_COLUMNS } else { right.columns };
+        for (panel, column) in (0..right.columns).step_by(columns_at_once).enumerate() {
+            let columns = (right.columns - column).min(columns_at_once);
+            let r = shape(right.depth, columns, right.group_stride, right.column_stride);
+            let r = Matrix::new(&right.data[panel * right.panel_stride..], r);
+            let target = Shape::with_row_stride(left.rows, columns, stride);
+            l.multiply_into(r, &mut destination[column..], target, write);
+        }
     }
 }
 

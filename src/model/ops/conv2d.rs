@@ -8,6 +8,7 @@ use super::arithmetic::{Arithmetic, Full, Precision};
 use super::bf16::Bf16;
 use super::kernel::{Real, View, into_storage, slice, tensor_like};
 use super::patches::{Geometry, Product, Source, WeightGradient, input_gradient};
+use super::single::Single;
 use super::{Window, has_kernel};
 
 /// `x` [batch, height, width, channels], `weight` [out_channels, channels, kernel, kernel]
@@ -23,7 +24,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, window: Window, precision: Precision)
             x.apply_op2(&weight, Conv2d { window, input_tracked, arithmetic: Full::<f64>::new() })
         }
         (_, Precision::F32) => {
-            x.apply_op2(&weight, Conv2d { window, input_tracked, arithmetic: Full::<f32>::new() })
+            x.apply_op2(&weight, Conv2d { window, input_tracked, arithmetic: Single::new() })
         }
         (_, Precision::Bf16) => {
             x.apply_op2(&weight, Conv2d { window, input_tracked, arithmetic: Bf16::new() })

@@ -18,10 +18,13 @@
 
 mod add_relu;
 mod arithmetic;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod batch_norm;
 mod bf16;
 mod conv2d;
 mod conv_norm;
+mod frozen_conv;
 mod gelu;
 #[cfg(test)]
 pub(super) mod gradient_check;
@@ -30,7 +33,9 @@ mod layer_norm;
 mod linear;
 mod matrix;
 mod max_pool2d;
+mod panels;
 mod patches;
+mod single;
 mod transformer_block;
 mod vector;
 
@@ -40,10 +45,11 @@ pub use batch_norm::{Activation, BatchNormInput, Moments, batch_norm_eval, batch
 pub use bf16::has_instructions as has_bf16_instructions;
 pub use conv_norm::{ConvNormRule, ConvNormStep, ResidualSteps, conv_norm, residual_block};
 pub use conv2d::conv2d;
+pub use frozen_conv::{FrozenConvNorm, FrozenNorm};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use max_pool2d::max_pool2d;
-pub use transformer_block::{BlockLayout, BlockParameter, BlockSpec, Output, transformer_block};
+pub use transformer_block::{BlockLayout, BlockParameter, BlockSpec, FrozenBlock, Output, transformer_block};
 
 use candle_core::{Device, Tensor};
 

@@ -24,6 +24,7 @@ use super::batch_norm::{Activation, BatchNormInput, HostMoments, Moments, refere
 use super::bf16::Bf16;
 use super::kernel::{View, into_storage, slice, tensor_like};
 use super::patches::{Geometry, KernelOrder, Padded};
+use super::single::Single;
 use super::{Window, conv2d, has_kernel};
 
 /// A convolution and its normalisation: `weight` [out, in, kernel, kernel], `gamma` and `beta` [out].
@@ -215,7 +216,7 @@ fn apply(
     let shared = moments.clone();
     let y = match (x.dtype(), rule.precision) {
         (DType::F64, _) => x.apply_op2(&parameters, ConvNorm::new(plan, Full::<f64>::new(), shared)),
-        (_, Precision::F32) => x.apply_op2(&parameters, ConvNorm::new(plan, Full::<f32>::new(), shared)),
+        (_, Precision::F32) => x.apply_op2(&parameters, ConvNorm::new(plan, Single::new(), shared)),
         (_, Precision::Bf16) => x.apply_op2(&parameters, ConvNorm::new(plan, Bf16::new(), shared)),
     }?;
     let Some(moments) = moments.get() else { bail!("conv-norm: forward pass left no moments") };

@@ -1,6 +1,7 @@
 use candle_core::{DType, Tensor, Var};
 use proptest::prelude::*;
 
+use super::super::batch_norm::batch_norm_train;
 use super::*;
 use crate::model::ops::gradient_check::{
     assert_close, assert_gradients, assert_near, assert_same, random, weighted_sum,
@@ -81,17 +82,48 @@ impl Shape {
         }
     }
 
-    /// The result, and the gradients of the input and of every parameter, in one vector each.
-    fn results(self, inputs: &[Tensor], precision: Precision) -> Vec<Vec<f32>> {
-        let vars: Vec<Var> =
-            inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(DType::F32).unwrap()).unwrap()).collect();
-        let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-        let (y, _) = self.apply(&tensors, precision).unwrap();
-        let grads = weighted_sum(&y).backward().unwrap();
-        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let gradients = vars.iter().map(|var| flat(grads.get(var).unwrap()));
-        std::iter::once(flat(&y)).chain(gradients).collect()
+    /// By operations of their own, which keep f32 between them.
+    fn separately(self, x: &[Tensor], precision: Precision) -> Result<Tensor> {
+        let steps = self.steps(x);
+        let step = |x: &Tensor, step: ConvNormStep<'_>, activation| {
+            let x = &conv2d::conv2d(x, step.weight, step.window, precision)?;
+            let ConvNormStep { gamma, beta, .. } = step;
+            Ok(batch_norm_train(BatchNormInput { x, gamma, beta, eps: EPS, activation })?.0)
+        };
+        match self {
+            Shape::Single { activation, .. } => step(&x[0], steps[0], activation),
+            Shape::Block { .. } => {
+                let hidden = step(&x[0], steps[0], Activation::Relu)?;
+                let y = step(&hidden, steps[1], Activation::Identity)?;
+                let shortcut =
+                    steps.get(2).map(|&round| step(&x[0], round, Activation::Identity)).transpose()?;
+                add_relu::add_relu(&y, shortcut.as_ref().unwrap_or(&x[0]))
+            }
+        }
     }
+
+    fn results(self, inputs: &[Tensor], precision: Precision) -> Vec<Vec<f32>> {
+        results(inputs, |x| Ok(self.apply(x, precision)?.0))
+    }
+}
+
+/// The result of `f`, and the gradients of the input and of every parameter, in one vector each.
+fn results(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Vec<f32>> {
+    let vars: Vec<Var> =
+        inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(DType::F32).unwrap()).unwrap()).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let y = f(&tensors).unwrap();
+    let grads = weighted_sum(&y).backward().unwrap();
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let gradients = vars.iter().map(|var| flat(grads.get(var).unwrap()));
+    std::iter::once(flat(&y)).chain(gradients).collect()
+}
+
+/// Root of the mean square of what differs, in units of the size of `exact`.
+fn distance(exact: &[f32], rounded: &[f32]) -> f64 {
+    let square = |value: f32| f64::from(value).powi(2);
+    let differs: f64 = exact.iter().zip(rounded).map(|(a, b)| square(a - b)).sum();
+    (differs / exact.iter().map(|a| square(*a)).sum::<f64>()).sqrt()
 }
 
 const SHAPES: [Shape; 5] = [
@@ -154,7 +186,8 @@ fn any_shape() -> impl Strategy<Value = Shape> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
-    /// Any sizes, odd ones included: f32 equals the reference, bf16 stays as close to it as 8 bits allow.
+    /// Any sizes, odd ones included: f32 equals the reference, bf16 resembles it, although in so few elements every one that
+    /// passes a ReLU in one arithmetic alone is seen.
     #[test]
     fn every_shape_gives_what_the_reference_gives(
         shape in any_shape(), batch in 2usize..8, (height, width) in (1usize..14, 1usize..14),
@@ -167,17 +200,23 @@ proptest! {
         assert_same(&inputs, own, |x| Ok(shape.reference(x)?.0));
         let exact = shape.results(&inputs, Precision::F32);
         let rounded = shape.results(&inputs, Precision::Bf16);
-        exact.iter().zip(&rounded).for_each(|(exact, rounded)| assert_near(exact, rounded, 0.1));
+        exact.iter().zip(&rounded).for_each(|(exact, rounded)| assert_near(exact, rounded, 0.3));
     }
 }
 
+/// Most of the distance of gradients is that of elements near 0, which pass a ReLU in the one arithmetic alone.
 #[test]
-fn bf16_stays_close_to_f32() {
+fn bf16_is_about_as_close_to_f32_as_separate_operations_are() {
     for shape in SHAPES {
         let inputs = shape.inputs(((8, 16, 16), channels(shape, 24, 24)));
         let exact = shape.results(&inputs, Precision::F32);
-        let rounded = shape.results(&inputs, Precision::Bf16);
-        exact.iter().zip(&rounded).for_each(|(exact, rounded)| assert_near(exact, rounded, 0.03));
+        let own = shape.results(&inputs, Precision::Bf16);
+        let separate = results(&inputs, |x| shape.separately(x, Precision::Bf16));
+        for ((exact, own), separate) in exact.iter().zip(&own).zip(&separate) {
+            let (own, separate) = (distance(exact, own), distance(exact, separate));
+            println!("{shape:?}: {own} {separate}");
+            assert!(own < 2.0 * separate + 2e-3 && own < 0.1, "{shape:?}: {own}, separately {separate}");
+        }
     }
 }
 

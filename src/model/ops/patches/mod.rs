@@ -26,6 +26,14 @@ use super::vector::widest;
 /// Output positions of one tile: enough rows to read the weight from the second-level cache seldom, few enough that a
 /// tile's gathered patches stay there.
 const TILE_POSITIONS: usize = 252;
+/// Tiles are smaller where there would be fewer of them than this, so that threads find work.
+const FEWEST_TILES: usize = 8;
+
+/// Positions of one tile, out of so many.
+fn tile<A: Arithmetic>(positions: usize) -> usize {
+    positions.div_ceil(FEWEST_TILES).clamp(A::FEWEST_ROWS, TILE_POSITIONS)
+}
+
 /// A convolution's shapes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Geometry {
@@ -61,6 +69,10 @@ impl Geometry {
 
     pub(super) fn positions(&self) -> usize {
         self.batch * self.out_height * self.out_width
+    }
+
+    pub(super) fn positions_per_tile<A: Arithmetic>(&self) -> usize {
+        tile::<A>(self.positions())
     }
 
     pub(super) fn weight_elements(&self) -> usize {
@@ -323,7 +335,7 @@ impl<E: Copy + Default + Send + Sync> Padded<E> {
     }
 
     /// The patches of `positions`; `starts` is where they begin.
-    fn patches<'a>(
+    pub(super) fn patches<'a>(
         &'a self,
         sampling: &Sampling,
         positions: Range<usize>,

@@ -6,10 +6,8 @@ use std::ops::Range;
 use super::super::arithmetic::{Arithmetic, Right};
 use super::super::kernel::{Real, in_parts};
 use super::super::vector::widest;
-use super::{Geometry, KernelOrder, Padded, Phase, Sampling, TILE_POSITIONS, reached};
+use super::{FEWEST_TILES, Geometry, KernelOrder, Padded, Phase, Sampling, TILE_POSITIONS, reached, tile};
 
-/// Tiles are smaller where there would be fewer of them than this, so that threads find work.
-const FEWEST_TILES: usize = 8;
 /// Patches and what they are multiplied by.
 pub(in crate::model::ops) struct Product<'a, A: Arithmetic> {
     pub arithmetic: A,
@@ -33,20 +31,14 @@ impl<A: Arithmetic> Scratch<A> {
 }
 
 impl<A: Arithmetic> Product<'_, A> {
-    /// Positions of one tile.
-    fn tile(&self) -> usize {
-        let positions = self.images.batch * self.sampling.an_image();
-        positions.div_ceil(FEWEST_TILES).clamp(A::FEWEST_ROWS, TILE_POSITIONS)
-    }
-
     /// Tile after tile, `finish(positions, product, out)` makes the tile's share of a vector, which has as many elements for each
     /// position as the weight has columns. What it returns comes back in the tiles' order.
     pub(in crate::model::ops) fn for_tiles<O: Copy + Default + Send + Sync, R: Send>(
         &self,
         finish: impl Fn(Range<usize>, &mut [A::Wide], &mut [O]) -> R + Sync + Send,
     ) -> (Vec<O>, Vec<R>) {
-        let (tile, columns) = (self.tile(), self.weight.columns);
-        let len = self.images.batch * self.sampling.an_image() * columns;
+        let (positions, columns) = (self.images.batch * self.sampling.an_image(), self.weight.columns);
+        let (tile, len) = (tile::<A>(positions), positions * columns);
         in_parts(len, tile * columns, Scratch::<A>::new, |scratch, index, out| {
             let positions = index * tile..index * tile + out.len() / columns;
             let Scratch { starts, gathered, product, .. } = scratch;

@@ -29,7 +29,8 @@ pub(super) fn reference(qkv: &Tensor, heads: usize) -> Result<Tensor> {
 pub(super) struct Attention<A> {
     pub arithmetic: A,
     pub tokens: usize,
-    /// Tokens whose results are computed, the first ones.
+    /// Tokens whose results are computed: `queries` from `first_query` on.
+    pub first_query: usize,
     pub queries: usize,
     pub width: usize,
     pub heads: usize,
@@ -75,8 +76,8 @@ impl<A: Arithmetic> Attention<A> {
 
     /// One head's queries, keys or values inside one image of `qkv`.
     fn packed<'a>(&self, qkv: &'a [A::Narrow], part: usize, head: usize) -> Rows<'a, A::Narrow> {
-        let data = &qkv[part * self.width + head * self.head_width()..];
-        let rows = if part == 0 { self.queries } else { self.tokens };
+        let (first, rows) = if part == 0 { (self.first_query, self.queries) } else { (0, self.tokens) };
+        let data = &qkv[(3 * first + part) * self.width + head * self.head_width()..];
         Rows { data, rows, columns: self.head_width(), stride: 3 * self.width }
     }
 

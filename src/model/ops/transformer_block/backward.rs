@@ -9,15 +9,14 @@ use super::super::layer_norm::{Norm, NormGradients};
 use super::super::matrix::Write;
 use super::super::vector::widest;
 use super::attention::{self, Attention};
-use super::weights::{WeightBuffers, Weights};
+use super::weights::{BackwardWeights, WeightBuffers};
 use super::{BlockParameter as P, GRADIENT_PARTS, Geometry, MLP_RATIO, Saved};
 
 pub(super) struct Backward<'a, A: Arithmetic> {
     geometry: Geometry,
     arithmetic: A,
     parameters: &'a [A::Wide],
-    /// Contracted over their outputs.
-    weights: Weights<'a, A>,
+    weights: BackwardWeights<'a, A>,
 }
 
 /// What one tile's pass reads, and the input's gradient, which it writes.
@@ -76,7 +75,7 @@ impl<'a, A: Arithmetic> Backward<'a, A> {
         parameters: &'a [A::Wide],
         buffers: &'a mut WeightBuffers<A>,
     ) -> Self {
-        let weights = Weights::new(&geometry, parameters, buffers, A::group_rows);
+        let weights = BackwardWeights::new(&geometry, parameters, buffers);
         Backward { geometry, arithmetic, parameters, weights }
     }
 
@@ -206,7 +205,7 @@ impl<'a, A: Arithmetic> Backward<'a, A> {
         );
         widest!(grad.iter_mut().zip(&*product).for_each(|(out, &value)| *out = A::to_narrow(value)));
 
-        let heads = Attention { arithmetic: self.arithmetic, tokens, queries, width, heads };
+        let heads = Attention { arithmetic: self.arithmetic, tokens, first_query: 0, queries, width, heads };
         let images = tile.qkv.chunks_exact(3 * tokens * width).zip(grad.chunks_exact(queries * width));
         for ((qkv, grad), dqkv) in images.zip(dqkv.chunks_exact_mut(3 * tokens * width)) {
             heads.backward(qkv, grad, attention, dqkv);

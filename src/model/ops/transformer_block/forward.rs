@@ -2,22 +2,22 @@
 
 use rayon::prelude::*;
 
-use super::super::arithmetic::{Arithmetic, Right, Rows};
+use super::super::arithmetic::{Arithmetic, Rows};
 use super::super::gelu::gelu;
 use super::super::kernel::Real;
 use super::super::layer_norm::Norm;
 use super::super::matrix::Write;
+use super::super::panels::Panels;
 use super::super::vector::widest;
 use super::attention::{self, Attention};
-use super::weights::{WeightBuffers, Weights};
+use super::weights::ForwardWeights;
 use super::{BlockParameter as P, Geometry, MLP_RATIO, Saved};
 
 pub(super) struct Forward<'a, A: Arithmetic> {
     geometry: Geometry,
     arithmetic: A,
     parameters: &'a [A::Wide],
-    /// Contracted over their inputs.
-    weights: Weights<'a, A>,
+    weights: &'a ForwardWeights<A>,
 }
 
 /// One tile's share of [`Saved`].
@@ -27,6 +27,16 @@ struct Tile<'a, A: Arithmetic> {
     attended: &'a mut [A::Narrow],
     hidden: &'a mut [A::Narrow],
 }
+
+/// Room for the rows behind the attention.
+struct BehindAttention<'a, A: Arithmetic> {
+    attended: &'a mut [A::Narrow],
+    middle: &'a mut [A::Wide],
+    hidden: &'a mut [A::Narrow],
+}
+
+/// Parts of a lone image's rows: as many threads can help; with more the products' blocks are no longer full.
+const ROW_PARTS: usize = 4;
 
 impl<A: Arithmetic> Saved<A> {
     /// The shares of the tiles, in order.
@@ -78,22 +88,53 @@ impl<'a, A: Arithmetic> Forward<'a, A> {
         geometry: Geometry,
         arithmetic: A,
         parameters: &'a [A::Wide],
-        buffers: &'a mut WeightBuffers<A>,
+        weights: &'a ForwardWeights<A>,
     ) -> Self {
-        let weights = Weights::new(&geometry, parameters, buffers, A::group_columns);
         Forward { geometry, arithmetic, parameters, weights }
     }
 
     /// `x` [batch * tokens, width] -> [batch * queries, width].
     pub(super) fn run(&self, x: &[A::Wide]) -> Vec<A::Wide> {
-        let Geometry { tokens, width, .. } = self.geometry;
+        let Geometry { batch, tokens, width, .. } = self.geometry;
         let mut y = self.zeros();
+        if batch == 1 {
+            self.run_by_rows(x, &mut y);
+            return y;
+        }
         let room = || (Scratch::new(), Saved::new(&self.geometry, self.geometry.images_per_tile()));
         self.tiles(&mut y, x).for_each_init(room, |(scratch, room), (y, x)| {
             let tile = room.first_tile(&self.geometry, x.len() / (tokens * width));
             self.tile(x, tile, scratch, y);
         });
         y
+    }
+
+    /// One image, whose rows are shared out: first up to the keys and values, which every row then reads.
+    fn run_by_rows(&self, x: &[A::Wide], y: &mut [A::Wide]) {
+        let Geometry { tokens, queries, width, .. } = self.geometry;
+        let mut qkv = vec![A::Narrow::default(); tokens * 3 * width];
+        let rows = tokens.div_ceil(ROW_PARTS);
+        let parts = qkv.par_chunks_mut(rows * 3 * width).zip(x.par_chunks(rows * width));
+        parts.for_each_init(Scratch::new, |scratch, (qkv, x)| self.project(x, qkv, scratch));
+        let rows = queries.div_ceil(ROW_PARTS);
+        let room = || {
+            let narrow = |width: usize| vec![A::Narrow::default(); rows * width];
+            let middle = vec![A::Wide::ZERO; rows * width];
+            (Scratch::new(), middle, narrow(width), narrow(self.geometry.hidden()))
+        };
+        let parts = y.par_chunks_mut(rows * width).enumerate();
+        parts.for_each_init(room, |(scratch, middle, attended, hidden), (part, y)| {
+            let count = y.len() / width;
+            let kept = std::iter::once(&x[part * rows * width..][..y.len()]);
+            let behind = BehindAttention {
+                attended: &mut attended[..y.len()],
+                middle: &mut middle[..y.len()],
+                hidden: &mut hidden[..count * self.geometry.hidden()],
+            };
+            let attention = self.attention(part * rows, count);
+            attention.forward(&qkv, &mut scratch.attention, behind.attended);
+            self.finish(kept, behind, scratch, y);
+        });
     }
 
     /// The same, keeping what the backward pass reads.
@@ -130,48 +171,71 @@ impl<'a, A: Arithmetic> Forward<'a, A> {
 
     fn tile(&self, x: &[A::Wide], tile: Tile<'_, A>, scratch: &mut Scratch<A>, y: &mut [A::Wide]) {
         let Geometry { tokens, queries, width, .. } = self.geometry;
-        let Scratch { product, operand, activated, attention } = scratch;
+        let Tile { middle, qkv, attended, hidden } = tile;
+        self.project(x, qkv, scratch);
+        let images = qkv.chunks_exact(3 * tokens * width).zip(attended.chunks_exact_mut(queries * width));
+        let attention = self.attention(0, queries);
+        images.for_each(|(qkv, out)| attention.forward(qkv, &mut scratch.attention, out));
+        // The rows behind the attention: of each image the first `queries`.
+        let kept = x.chunks_exact(tokens * width).map(|image| &image[..queries * width]);
+        self.finish(kept, BehindAttention { attended, middle, hidden }, scratch, y);
+    }
+
+    fn attention(&self, first_query: usize, queries: usize) -> Attention<A> {
+        let Geometry { tokens, width, heads, .. } = self.geometry;
+        Attention { arithmetic: self.arithmetic, tokens, first_query, queries, width, heads }
+    }
+
+    /// Queries, keys and values of `x` [rows, width], into `qkv` [rows, 3 width].
+    fn project(&self, x: &[A::Wide], qkv: &mut [A::Narrow], scratch: &mut Scratch<A>) {
+        let width = self.geometry.width;
+        let Scratch { product, operand, .. } = scratch;
         product.resize(x.len(), A::Wide::ZERO);
         operand.resize(x.len(), A::Narrow::default());
-        activated.resize(y.len(), A::Narrow::default());
-
         widest!(self.norm(P::Norm1Weight, P::Norm1Bias).normalise(x, operand, A::to_narrow));
-        for (part, bias) in self.parameter(P::QkvBias).chunks_exact(width).enumerate() {
-            self.multiply(operand, self.weights.qkv.columns(part * width, width), product, Write::Replace);
-            let out = tile.qkv.chunks_exact_mut(3 * width).map(|row| &mut row[part * width..][..width]);
+        let biases = self.parameter(P::QkvBias).chunks_exact(width);
+        for (part, (weight, bias)) in self.weights.qkv.iter().zip(biases).enumerate() {
+            self.multiply(operand, weight, product, Write::Replace);
+            let out = qkv.chunks_exact_mut(3 * width).map(|row| &mut row[part * width..][..width]);
             store::<A>(product, bias, out);
-        }
-        self.attend(tile.qkv, attention, tile.attended);
-        // The rows behind the attention: of each image the first `queries`.
-        let (product, operand) = (&mut product[..y.len()], &mut operand[..y.len()]);
-        let kept = x.chunks_exact(tokens * width).map(|image| &image[..queries * width]);
-        start_with(tile.middle, kept, self.parameter(P::ProjBias));
-        self.multiply(tile.attended, self.weights.proj, tile.middle, Write::Add);
-
-        widest!(self.norm(P::Norm2Weight, P::Norm2Bias).normalise(tile.middle, operand, A::to_narrow));
-        start_with(y, std::iter::once(&*tile.middle), self.parameter(P::Fc2Bias));
-        for (part, bias) in self.parameter(P::Fc1Bias).chunks_exact(width).enumerate() {
-            self.multiply(operand, self.weights.fc1.columns(part * width, width), product, Write::Replace);
-            let hidden =
-                tile.hidden.chunks_exact_mut(MLP_RATIO * width).map(|row| &mut row[part * width..][..width]);
-            store_activated::<A>(product, bias, hidden, activated);
-            let groups = width / A::GROUP;
-            self.multiply(activated, self.weights.fc2.groups(part * groups, groups), y, Write::Add);
         }
     }
 
-    fn attend(&self, qkv: &[A::Narrow], scratch: &mut attention::Scratch<A>, out: &mut [A::Narrow]) {
-        let Geometry { tokens, queries, width, heads, .. } = self.geometry;
-        let attention = Attention { arithmetic: self.arithmetic, tokens, queries, width, heads };
-        let images = qkv.chunks_exact(3 * tokens * width).zip(out.chunks_exact_mut(queries * width));
-        images.for_each(|(qkv, out)| attention.forward(qkv, scratch, out));
+    /// From the attention's results to the block's, of rows whose inputs come in the pieces of `x`.
+    fn finish<'x>(
+        &self,
+        x: impl Iterator<Item = &'x [A::Wide]>,
+        rows: BehindAttention<'_, A>,
+        scratch: &mut Scratch<A>,
+        y: &mut [A::Wide],
+    ) {
+        let width = self.geometry.width;
+        let BehindAttention { attended, middle, hidden } = rows;
+        let Scratch { product, operand, activated, .. } = scratch;
+        product.resize(y.len(), A::Wide::ZERO);
+        operand.resize(y.len(), A::Narrow::default());
+        activated.resize(y.len(), A::Narrow::default());
+        start_with(middle, x, self.parameter(P::ProjBias));
+        self.multiply(attended, &self.weights.proj, middle, Write::Add);
+
+        widest!(self.norm(P::Norm2Weight, P::Norm2Bias).normalise(middle, operand, A::to_narrow));
+        start_with(y, std::iter::once(&*middle), self.parameter(P::Fc2Bias));
+        let weights = self.weights.fc1.iter().zip(&self.weights.fc2);
+        let biases = self.parameter(P::Fc1Bias).chunks_exact(width);
+        for (part, ((fc1, fc2), bias)) in weights.zip(biases).enumerate() {
+            self.multiply(operand, fc1, product, Write::Replace);
+            let rows = hidden.chunks_exact_mut(MLP_RATIO * width);
+            let hidden = rows.map(|row| &mut row[part * width..][..width]);
+            store_activated::<A>(product, bias, hidden, activated);
+            self.multiply(activated, fc2, y, Write::Add);
+        }
     }
 
     /// `left` [rows, width] times `right` [width, width], into [rows, width].
-    fn multiply(&self, left: &[A::Narrow], right: Right<'_, A::Narrow>, out: &mut [A::Wide], write: Write) {
+    fn multiply(&self, left: &[A::Narrow], right: &Panels<A>, out: &mut [A::Wide], write: Write) {
         let width = self.geometry.width;
         let left = A::left(Rows::new(left, left.len() / width, width));
-        self.arithmetic.multiply(left, right, out, width, write);
+        self.arithmetic.multiply(left, right.right(), out, width, write);
     }
 }
 

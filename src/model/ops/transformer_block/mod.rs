@@ -10,6 +10,7 @@
 mod attention;
 mod backward;
 mod forward;
+mod frozen;
 mod weights;
 
 use std::ops::Range;
@@ -18,14 +19,19 @@ use std::sync::OnceLock;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
+pub use frozen::FrozenBlock;
+
 use super::arithmetic::{Arithmetic, Full, Precision};
 use super::bf16::Bf16;
 use super::has_kernel;
 use super::kernel::{View, into_storage, slice, tensor_like};
+use super::single::Single;
 
 /// Rows of a tile, if its images are shorter: the tile's activations then stay in a second-level cache of 1 MiB, and the
 /// weights that are read once for it are used often enough.
 const TILE_ROWS: usize = 256;
+/// Tiles are smaller where there would be fewer of them than this, so that threads find work.
+const FEWEST_TILES: usize = 8;
 /// Partial sums of the parameters' gradient: each costs one copy of them, and no more threads than this can help.
 const GRADIENT_PARTS: usize = 16;
 /// Width of the hidden layer over the block's.
@@ -138,7 +144,7 @@ pub fn transformer_block(x: &Tensor, parameters: &Tensor, spec: BlockSpec) -> Re
     let geometry = Geometry::of(x.layout(), parameters.layout(), spec)?;
     match (x.dtype(), spec.precision) {
         (DType::F64, _) => x.apply_op2(&parameters, Block::new(geometry, Full::<f64>::new(), tracked)),
-        (_, Precision::F32) => x.apply_op2(&parameters, Block::new(geometry, Full::<f32>::new(), tracked)),
+        (_, Precision::F32) => x.apply_op2(&parameters, Block::new(geometry, Single::new(), tracked)),
         (_, Precision::Bf16) => x.apply_op2(&parameters, Block::new(geometry, Bf16::new(), tracked)),
     }
 }
@@ -202,7 +208,7 @@ impl Geometry {
     }
 
     fn images_per_tile(&self) -> usize {
-        (TILE_ROWS / self.tokens).max(1)
+        (TILE_ROWS / self.tokens).min(self.batch.div_ceil(FEWEST_TILES)).max(1)
     }
 
     /// Rows of a whole tile; the last one may have fewer.
@@ -271,8 +277,8 @@ impl<A: Arithmetic> CustomOp2 for Block<A> {
             bail!("transformer-block: input of {:?}, parameters of {:?}", s1.dtype(), s2.dtype());
         }
         let (x, parameters) = (slice::<A::Wide>(s1, l1)?, slice::<A::Wide>(s2, l2)?);
-        let mut buffers = weights::WeightBuffers::<A>::default();
-        let pass = forward::Forward::new(self.geometry, self.arithmetic, parameters, &mut buffers);
+        let weights = weights::ForwardWeights::new(self.geometry.width, parameters);
+        let pass = forward::Forward::new(self.geometry, self.arithmetic, parameters, &weights);
         let y = if self.tracked {
             let mut saved = Saved::new(&self.geometry, self.geometry.batch);
             let y = pass.run_and_save(x, &mut saved);
