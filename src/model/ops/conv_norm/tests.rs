@@ -214,8 +214,7 @@ fn bf16_is_about_as_close_to_f32_as_separate_operations_are() {
         let separate = results(&inputs, |x| shape.separately(x, Precision::Bf16));
         for ((exact, own), separate) in exact.iter().zip(&own).zip(&separate) {
             let (own, separate) = (distance(exact, own), distance(exact, separate));
-            println!("{shape:?}: {own} {separate}");
-            assert!(own < 2.0 * separate + 2e-3 && own < 0.1, "{shape:?}: {own}, separately {separate}");
+            assert!(own < 1.5 * separate + 2e-3, "{shape:?}: {own}, separately {separate}");
         }
     }
 }
