@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use palimpsest::{app, cli, demo};
+use palimpsest::{app, cli, demo, train};
 
 /// Keeps an image embedding up to date with a stream, without forgetting.
 ///
@@ -135,6 +135,9 @@ fn run(command: Command) -> anyhow::Result<()> {
     // Training sets up its threads and its allocator before the first tensor, and needs no async runtime of ours.
     if let Command::Train { config, job, stop_with_stdin } = &command {
         return app::train::train(&cli::load(config.config.as_deref())?, job, *stop_with_stdin);
+    }
+    if matches!(command, Command::Run { .. } | Command::Demo(_)) {
+        train::runtime::prepare_daemon()?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run_async(command))

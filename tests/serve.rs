@@ -358,6 +358,17 @@ async fn an_image_is_embedded_the_same_alone_and_among_others() {
 }
 
 #[tokio::test]
+async fn a_version_at_hand_embeds_without_asking_the_registry_again_but_an_alias_is_asked_each_time() {
+    let world = World::new().await;
+    let first = world.embed("?version=1", "image/png", png(8, 8, 1)).await;
+    assert_eq!(first.status, StatusCode::OK, "{}", String::from_utf8_lossy(&first.body));
+    world.registry.close().await;
+    assert_eq!(world.embed("?version=1", "image/png", png(8, 8, 1)).await.body, first.body);
+    assert!(world.embed("", "image/png", png(8, 8, 1)).await.status.is_server_error());
+    assert!(world.embed("?version=2", "image/png", png(8, 8, 1)).await.status.is_server_error());
+}
+
+#[tokio::test]
 async fn what_can_not_be_embedded_is_told_why() {
     let world = World::new().await;
     let bad = world.embed("", "image/png", &b"no image"[..]).await;

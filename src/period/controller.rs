@@ -13,6 +13,7 @@ use super::child::Program;
 use super::decide::Policy;
 use super::job::{JobError, JobSettings};
 use super::release::ReleaseError;
+use super::report::Told;
 use super::session::Session;
 use crate::eval::forgetting::HistoryError;
 use crate::eval::gate::GateLimits;
@@ -108,9 +109,10 @@ impl Controller {
     /// checkpoint, frees the lease and returns.
     pub async fn run(&self, cancel: CancellationToken) {
         metrics::gauge!(crate::metrics::LEASE_HELD).set(0.0);
+        let mut told = Told::default();
         while !cancel.is_cancelled() {
             match self.acquire().await {
-                Ok(Some(lease)) => self.hold(lease, &cancel).await,
+                Ok(Some(lease)) => self.hold(lease, &mut told, &cancel).await,
                 Ok(None) => tracing::debug!("another process is the learner"),
                 Err(error) => tracing::warn!(%error, "the learner's lease can't be asked for; trying again"),
             }
@@ -127,10 +129,10 @@ impl Controller {
     }
 
     /// Learns until `cancel` or until the lease is lost. It is renewed beside the steps, some of which take long.
-    async fn hold(&self, lease: Lease, cancel: &CancellationToken) {
+    async fn hold(&self, lease: Lease, told: &mut Told, cancel: &CancellationToken) {
         tracing::info!(token = lease.token, "this process is the learner");
         metrics::gauge!(crate::metrics::LEASE_HELD).set(1.0);
-        let session = Session::new(self, lease.clone());
+        let session = Session::new(self, lease.clone(), told);
         tokio::select! {
             () = session.work(cancel) => {}
             () = self.renew(&lease) => {}

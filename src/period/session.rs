@@ -21,7 +21,7 @@ use crate::failpoint;
 use crate::registry::{AttemptRecord, LATEST, Lease, PeriodBounds, PeriodRecord, PeriodState, Published};
 use crate::store::StoreError;
 use crate::train::spec::{Outcome, Progress, SCHEMA, output};
-use crate::types::{EventTime, PeriodId, Version};
+use crate::types::{EventTime, PeriodId};
 
 /// How often the learner looks when nothing happens. Longer: periods close later; shorter: more queries.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -40,8 +40,8 @@ pub struct Session<'a> {
     looks: u64,
     /// When each period that failed may be tried again.
     retry_at: BTreeMap<PeriodId, Instant>,
-    /// What `latest` named when the version's measures were told last.
-    told: Option<Version>,
+    /// Of which version the measures were told.
+    told: &'a mut report::Told,
 }
 
 /// The training process and what it is busy with.
@@ -59,8 +59,8 @@ struct World {
 }
 
 impl<'a> Session<'a> {
-    pub fn new(controller: &'a Controller, lease: Lease) -> Self {
-        Self { controller, lease, running: None, looks: 0, retry_at: BTreeMap::new(), told: None }
+    pub fn new(controller: &'a Controller, lease: Lease, told: &'a mut report::Told) -> Self {
+        Self { controller, lease, running: None, looks: 0, retry_at: BTreeMap::new(), told }
     }
 
     /// Works until `cancel`, then lets the training process write a checkpoint.
@@ -138,10 +138,8 @@ impl<'a> Session<'a> {
     async fn look(&mut self) -> Result<(), LearnError> {
         while self.advance().await? {}
         let Controller { registry, store, paths, .. } = self.controller;
-        let latest = registry.aliases().await?.get(LATEST).copied();
-        if latest != self.told {
-            report::versions(registry.as_ref()).await?;
-            self.told = latest;
+        if let Some(latest) = registry.aliases().await?.get(LATEST).copied() {
+            self.told.latest(registry.as_ref(), latest).await?;
         }
         if self.looks.is_multiple_of(SWEEP_EVERY_LOOKS) {
             sweep::orphans(registry.as_ref(), store, paths).await?;

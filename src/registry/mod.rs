@@ -181,7 +181,7 @@ pub struct VersionRecord {
     pub visible: bool,
     /// Names relative to the version's prefix.
     pub files: Vec<FileRef>,
-    /// The manifest as it was written, once visible.
+    /// The manifest as it was written, once visible; never in a list of versions, where it would be most of the memory.
     pub manifest: Option<String>,
     pub published_at: Option<EventTime>,
 }
@@ -341,7 +341,7 @@ pub trait Registry: Send + Sync {
     // --- what is published ---
 
     async fn version(&self, version: Version) -> Result<VersionRecord>;
-    /// By number; reserved ones that are not visible included.
+    /// By number, without their manifests; reserved ones that are not visible included.
     async fn versions(&self) -> Result<Vec<VersionRecord>>;
     async fn aliases(&self) -> Result<BTreeMap<String, Version>>;
     /// Moves or makes an alias; the version must be visible.

@@ -1,4 +1,4 @@
-//! Connections: so many at once, and none that says nothing for long.
+//! Connections: so many at once, none that says nothing for long, and none that holds the end of an answer back.
 
 use std::future::Future;
 use std::io;
@@ -46,6 +46,10 @@ impl Listener for Limited {
             }
         };
         let (stream, address) = Listener::accept(&mut self.listener).await;
+        // An answer's last bytes must not wait until the client has acknowledged the first ones.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection is gone already");
+        }
         (Connection { stream, quiet: Box::pin(sleep(QUIET_LIMIT)), _permit: permit }, address)
     }
 
@@ -111,5 +115,20 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answers_last_bytes_wait_for_no_acknowledgement() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut limited = Limited::new(listener);
+        let (client, (connection, _)) = tokio::join!(TcpStream::connect(address), limited.accept());
+        client.unwrap();
+        assert!(connection.stream.nodelay().unwrap());
     }
 }

@@ -36,15 +36,28 @@ impl Resolved {
 
 /// The visible version that `name` (a number or an alias) stands for.
 pub async fn resolve(registry: &dyn Registry, name: &str) -> Result<Resolved, Problem> {
-    let (version, by_alias) = match name.parse::<Version>() {
-        Ok(version) => (version, false),
-        Err(_) => {
-            let aliases = registry.aliases().await?;
-            (*aliases.get(name).ok_or_else(|| Problem::unknown_version(name))?, true)
-        }
-    };
+    let (version, by_alias) = number(registry, name).await?;
+    Ok(Resolved { record: visible(registry, version, name).await?, by_alias })
+}
+
+/// The number that `name` is or stands for, and whether it is an alias. An alias names a visible version; whether there
+/// is one of another number is not asked.
+pub async fn number(registry: &dyn Registry, name: &str) -> Result<(Version, bool), Problem> {
+    if let Ok(version) = name.parse::<Version>() {
+        return Ok((version, false));
+    }
+    let aliases = registry.aliases().await?;
+    Ok((*aliases.get(name).ok_or_else(|| Problem::unknown_version(name))?, true))
+}
+
+/// The version's record if it is visible; `name` is what the request called it.
+pub async fn visible(
+    registry: &dyn Registry,
+    version: Version,
+    name: &str,
+) -> Result<VersionRecord, Problem> {
     match registry.version(version).await {
-        Ok(record) if record.visible => Ok(Resolved { record, by_alias }),
+        Ok(record) if record.visible => Ok(record),
         Ok(_) | Err(RegistryError::NotFound { .. }) => Err(Problem::unknown_version(name)),
         Err(error) => Err(error.into()),
     }

@@ -78,11 +78,16 @@ async fn victim() {
 async fn snapshot(directory: &Path) -> String {
     let registry = in_file(directory, "main").await;
     let attempt = registry.attempt(id(0), 1).await.ok();
+    let mut versions = vec![];
+    for listed in registry.versions().await.unwrap() {
+        // With its manifest.
+        versions.push(registry.version(listed.version).await.unwrap());
+    }
     let world = (
         registry.positions().await.unwrap(),
         registry.periods().await.unwrap(),
         registry.live_objects().await.unwrap(),
-        registry.versions().await.unwrap(),
+        versions,
         registry.aliases().await.unwrap(),
         attempt,
     );

@@ -16,8 +16,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::{Stream, StreamExt, TryStreamExt};
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
 use super::*;
@@ -134,6 +137,15 @@ async fn migrate(tx: &mut Tx) -> Result<()> {
 async fn ping(tx: &mut Tx) -> Result<()> {
     sqlx::query("SELECT 1").execute(&mut *tx.conn).await?;
     Ok(())
+}
+
+/// Reads each row as it comes. In the driver's hands a row is many times as large as what is read out of it: of the
+/// tables that only grow, all at once would be most of the daemon's memory.
+async fn read_all<T>(
+    rows: impl Stream<Item = sqlx::Result<SqliteRow>>,
+    mut read: impl FnMut(&SqliteRow) -> Result<T>,
+) -> Result<Vec<T>> {
+    rows.map(|row| read(&row?)).try_collect().await
 }
 
 /// For a count of bytes, frames or versions: beyond 63 bits it turns negative, which the schema refuses.

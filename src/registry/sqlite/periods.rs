@@ -36,9 +36,8 @@ const SELECT_PERIODS: &str = "
      ORDER BY p.period_ms";
 
 pub(super) async fn periods(tx: &mut Tx) -> Result<Vec<PeriodRecord>> {
-    let rows =
-        sqlx::query(SELECT_PERIODS).bind(&tx.pipeline).bind(None::<i64>).fetch_all(&mut *tx.conn).await?;
-    rows.iter().map(read_period).collect()
+    let rows = sqlx::query(SELECT_PERIODS).bind(&tx.pipeline).bind(None::<i64>).fetch(&mut *tx.conn);
+    read_all(rows, read_period).await
 }
 
 pub(super) async fn period(tx: &mut Tx, id: PeriodId) -> Result<PeriodRecord> {

@@ -171,9 +171,11 @@ async fn store_probe_set(tx: &mut Tx, probe_set: &ProbeSetRecord) -> Result<()> 
     Ok(())
 }
 
-/// All versions, or the one numbered `$2`.
+/// All versions, or the one numbered `$2`; only one alone comes with its manifest.
 const SELECT_VERSIONS: &str = "
-    SELECT v.*, a.parent FROM versions v
+    SELECT v.version, v.period_ms, v.attempt, v.published_at_ms, a.parent,
+           CASE WHEN v.version = $2 THEN v.manifest END AS manifest
+      FROM versions v
       JOIN attempts a ON a.pipeline = v.pipeline AND a.period_ms = v.period_ms AND a.number = v.attempt
      WHERE v.pipeline = $1 AND ($2 IS NULL OR v.version = $2)
      ORDER BY v.version";
@@ -190,15 +192,13 @@ pub(super) async fn version(tx: &mut Tx, version: Version) -> Result<VersionReco
 }
 
 pub(super) async fn versions(tx: &mut Tx) -> Result<Vec<VersionRecord>> {
-    let rows =
-        sqlx::query(SELECT_VERSIONS).bind(&tx.pipeline).bind(None::<i64>).fetch_all(&mut *tx.conn).await?;
     let mut files = files(tx, None).await?;
-    rows.iter()
-        .map(|row| {
-            let version = Version(row.try_get("version")?);
-            read_version(row, files.remove(&version).unwrap_or_default())
-        })
-        .collect()
+    let rows = sqlx::query(SELECT_VERSIONS).bind(&tx.pipeline).bind(None::<i64>).fetch(&mut *tx.conn);
+    read_all(rows, |row| {
+        let version = Version(row.try_get("version")?);
+        read_version(row, files.remove(&version).unwrap_or_default())
+    })
+    .await
 }
 
 /// Files by version, of all versions or of `one`.
@@ -209,13 +209,14 @@ async fn files(tx: &mut Tx, one: Option<Version>) -> Result<BTreeMap<Version, Ve
     )
     .bind(&tx.pipeline)
     .bind(one.map(|version| db(version.0)))
-    .fetch_all(&mut *tx.conn)
-    .await?;
+    .fetch(&mut *tx.conn);
     let mut files: BTreeMap<Version, Vec<FileRef>> = BTreeMap::new();
-    for row in &rows {
+    read_all(rows, |row| {
         let version = Version(row.try_get("version")?);
         files.entry(version).or_default().push(periods::read_file(row)?);
-    }
+        Ok(())
+    })
+    .await?;
     Ok(files)
 }
 
@@ -288,16 +289,14 @@ pub(super) async fn probe_sets(tx: &mut Tx) -> Result<Vec<ProbeSetRecord>> {
 pub(super) async fn scores(tx: &mut Tx) -> Result<Vec<ScoreRecord>> {
     let rows = sqlx::query("SELECT * FROM scores WHERE pipeline = $1 ORDER BY version, period_ms, measure")
         .bind(&tx.pipeline)
-        .fetch_all(&mut *tx.conn)
-        .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(ScoreRecord {
-                version: Version(row.try_get("version")?),
-                period: periods::period_id(row, "period_ms")?,
-                measure: row.try_get("measure")?,
-                value: row.try_get::<Option<f64>, _>("value")?.unwrap_or(f64::NAN),
-            })
+        .fetch(&mut *tx.conn);
+    read_all(rows, |row| {
+        Ok(ScoreRecord {
+            version: Version(row.try_get("version")?),
+            period: periods::period_id(row, "period_ms")?,
+            measure: row.try_get("measure")?,
+            value: row.try_get::<Option<f64>, _>("value")?.unwrap_or(f64::NAN),
         })
-        .collect()
+    })
+    .await
 }

@@ -2,6 +2,7 @@
 
 use candle_core::Device;
 use serde::Deserialize;
+use tokio::task::JoinError;
 
 use crate::model::preprocess::{PreprocessError, Preprocessing, embed_views};
 use crate::model::{
@@ -26,6 +27,8 @@ pub enum LoadError {
     UnknownArchitecture { version: Version, name: String },
     #[error("{version}: config.json names the interpolation {name:?}, which this program does not know")]
     UnknownInterpolation { version: Version, name: String },
+    #[error("building an encoder did not come to its end: {0}")]
+    Unfinished(#[from] JoinError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -84,7 +87,8 @@ pub struct PublishedEncoder {
 }
 
 impl PublishedEncoder {
-    /// Reads and verifies both files and runs the encoder once, so that a request does not pay for the first run.
+    /// Reads and verifies both files, builds the encoder (on the blocking pool) and runs it once, so that a request does
+    /// not pay for the first run.
     pub async fn load(
         record: &VersionRecord,
         store: &Store,
@@ -96,19 +100,20 @@ impl PublishedEncoder {
         let weights = store.get_verified(&object(record, paths, ENCODER)?).await?;
         let config: Config =
             serde_json::from_slice(&config).map_err(|source| LoadError::Config { version, source })?;
+        let device = device.clone();
+        tokio::task::spawn_blocking(move || Self::build(version, config, &weights, device)).await?
+    }
+
+    fn build(version: Version, config: Config, weights: &[u8], device: Device) -> Result<Self, LoadError> {
         let spec = config.spec(version)?;
         spec.validate()?;
-        let weights = Weights::load(&weights, &spec.parameters(), device, Trainability::Frozen)?;
+        let weights = Weights::load(weights, &spec.parameters(), &device, Trainability::Frozen)?;
         let PretrainedConfig { mean, std, .. } = config.pretrained_cfg;
         let preprocessing = Preprocessing { size: spec.image_size, mean, std };
-        let loaded = Self {
-            version,
-            preprocessing,
-            encoder: build(&spec, &weights, Precision::F32)?,
-            device: device.clone(),
-        };
-        loaded.warm_up()?;
-        Ok(loaded)
+        let encoder = build(&spec, &weights, Precision::F32)?;
+        let built = Self { version, preprocessing, encoder, device };
+        built.warm_up()?;
+        Ok(built)
     }
 
     fn warm_up(&self) -> Result<(), ModelError> {

@@ -8,17 +8,20 @@ mod encoder;
 mod request;
 mod worker;
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use encoder::PublishedEncoder;
 pub use worker::{EmbedError, Embedder};
 
 use super::error::Problem;
-use super::versions::resolve;
-use super::{Limits, Shared};
+use super::versions::{number, visible};
+use super::{Limits, Parts, Shared};
 use crate::model::preprocess::{PreprocessError, Preprocessing, decode_rgb};
 use crate::registry::LATEST;
 use crate::types::Version;
@@ -47,15 +50,25 @@ pub async fn post(
         choice.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad-query", error))?;
     let _admission = parts.embedder.admit()?;
     let images = request::images(&headers, request, &parts.limits).await?;
-    let resolved = resolve(parts.registry.as_ref(), version.as_deref().unwrap_or(LATEST)).await?;
-    let encoder = parts.embedder.encoder(&resolved.record, &parts.store, &parts.paths).await?;
+    let encoder = encoder(&parts, version.as_deref().unwrap_or(LATEST)).await?;
     let (preprocessing, limits) = (encoder.preprocessing, parts.limits);
     let views = tokio::task::spawn_blocking(move || views(&images, &preprocessing, &limits));
     let views = views.await.map_err(|error| Problem::internal(&error))??;
-    let dimension = encoder.dimension();
+    let (version, dimension) = (encoder.version, encoder.dimension());
     let values = parts.embedder.embed(encoder, views).await?;
     let embeddings = values.chunks(dimension).map(<[f32]>::to_vec).collect();
-    Ok(Json(Embedded { version: resolved.record.version, dimension, embeddings }))
+    Ok(Json(Embedded { version, dimension, embeddings }))
+}
+
+/// The encoder of the version that `name` stands for. A published version stays what it is, so one at hand is not asked
+/// for again; what an alias names is, each time.
+async fn encoder(parts: &Parts, name: &str) -> Result<Arc<PublishedEncoder>, Problem> {
+    let (version, _) = number(parts.registry.as_ref(), name).await?;
+    if let Some(encoder) = parts.embedder.at_hand(version).await {
+        return Ok(encoder);
+    }
+    let record = visible(parts.registry.as_ref(), version, name).await?;
+    Ok(parts.embedder.encoder(&record, &parts.store, &parts.paths).await?)
 }
 
 /// What the encoder sees of each image, one after the other: `[images, 3, size, size]`.

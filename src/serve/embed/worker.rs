@@ -90,6 +90,11 @@ impl Embedder {
         self.admissions.clone().try_acquire_owned().map_err(|_| EmbedError::Busy)
     }
 
+    /// The version's encoder, if it is loaded.
+    pub async fn at_hand(&self, version: Version) -> Option<Arc<PublishedEncoder>> {
+        use_again(&mut self.encoders.lock().await, version)
+    }
+
     /// The version's encoder, loaded now if it is not at hand.
     pub async fn encoder(
         &self,
@@ -98,14 +103,12 @@ impl Embedder {
         paths: &Paths,
     ) -> Result<Arc<PublishedEncoder>, EmbedError> {
         let mut encoders = self.encoders.lock().await;
-        let encoder = match take(&mut encoders, record.version) {
-            Some(encoder) => encoder,
-            None => {
-                let encoder = PublishedEncoder::load(record, store, paths, &self.device).await?;
-                tracing::info!(version = %record.version, "encoder loaded");
-                Arc::new(encoder)
-            }
-        };
+        // Somebody else may have loaded it while this one waited.
+        if let Some(encoder) = use_again(&mut encoders, record.version) {
+            return Ok(encoder);
+        }
+        let encoder = Arc::new(PublishedEncoder::load(record, store, paths, &self.device).await?);
+        tracing::info!(version = %record.version, "encoder loaded");
         encoders.push(encoder.clone());
         let surplus = encoders.len().saturating_sub(KEPT_ENCODERS);
         encoders.drain(..surplus);
@@ -129,9 +132,11 @@ impl Embedder {
     }
 }
 
-fn take(encoders: &mut Vec<Arc<PublishedEncoder>>, version: Version) -> Option<Arc<PublishedEncoder>> {
+/// Moves the version's encoder to the end, where the newest use is.
+fn use_again(encoders: &mut [Arc<PublishedEncoder>], version: Version) -> Option<Arc<PublishedEncoder>> {
     let at = encoders.iter().position(|encoder| encoder.version == version)?;
-    Some(encoders.remove(at))
+    encoders[at..].rotate_left(1);
+    encoders.last().cloned()
 }
 
 fn work(mut jobs: mpsc::Receiver<Job>) {
