@@ -51,7 +51,8 @@ macro_rules! each_lane {
 
 /// The shortest run of whole rows that is whole vectors too.
 fn period(channels: usize) -> usize {
-    let shared = (0..).map(|power| 1 << power).take_while(|size| channels % size == 0 && *size <= LANES);
+    let shared =
+        (0..).map(|power| 1 << power).take_while(|size| channels.is_multiple_of(*size) && *size <= LANES);
     channels * (LANES / shared.last().unwrap_or(1))
 }
 
