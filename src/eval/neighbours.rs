@@ -2,7 +2,10 @@
 //!
 //! Rows are independent and blocks have a fixed size, so the result is the same for any number of threads.
 //! Fast because a tile's similarities are read while they lie in the cache, and all but the few that beat the k-th
-//! best so far are passed over in groups.
+//! best so far are passed over in groups; where the machine can, `screen` looks at rows in 8 bits first.
+
+#[cfg(target_arch = "x86_64")]
+mod screen;
 
 use rayon::prelude::*;
 
@@ -35,6 +38,15 @@ pub(super) fn nearest(
 ) -> Vec<Vec<Neighbour>> {
     assert_eq!(queries.dim, bank.dim, "one space");
     assert!(k > 0);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(found) = screen::nearest(queries, bank, k, skip_same_row) {
+        return found;
+    }
+    by_products(queries, bank, k, skip_same_row)
+}
+
+/// The search in f32 throughout.
+fn by_products(queries: &Embeddings, bank: &Embeddings, k: usize, skip_same_row: bool) -> Vec<Vec<Neighbour>> {
     let all = View::new(&queries.data, queries.rows, queries.dim);
     let bank = View::new(&bank.data, bank.rows, bank.dim);
     let blocks: Vec<Vec<Nearest>> = (0..queries.rows.div_ceil(BLOCK))
