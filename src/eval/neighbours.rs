@@ -46,7 +46,12 @@ pub(super) fn nearest(
 }
 
 /// The search in f32 throughout.
-fn by_products(queries: &Embeddings, bank: &Embeddings, k: usize, skip_same_row: bool) -> Vec<Vec<Neighbour>> {
+fn by_products(
+    queries: &Embeddings,
+    bank: &Embeddings,
+    k: usize,
+    skip_same_row: bool,
+) -> Vec<Vec<Neighbour>> {
     let all = View::new(&queries.data, queries.rows, queries.dim);
     let bank = View::new(&bank.data, bank.rows, bank.dim);
     let blocks: Vec<Vec<Nearest>> = (0..queries.rows.div_ceil(BLOCK))

@@ -28,6 +28,9 @@ const REGISTERS: usize = 4;
 /// Bank rows of a panel.
 const PANEL: usize = LANES * REGISTERS;
 
+/// Candidates that gather at least before they are pruned. Fewer prune more often, more leave the bar low for longer.
+const PRUNE: usize = 192;
+
 /// Wider rows could overflow a sum of products.
 const MAX_DIM: usize = 1 << 15;
 
@@ -82,8 +85,7 @@ impl Rounded {
         let largest = lanes(row, 0.0, |largest, value, _| f32::max(largest, value.abs()), row);
         let largest = largest.into_iter().fold(0.0, f32::max);
         let (scale, per_value) = if largest > 0.0 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
-        let values: Vec<i8> =
-            row.iter().map(|value| (value * per_value + ROUNDER).to_bits() as i8).collect();
+        let values: Vec<i8> = row.iter().map(|value| (value * per_value + ROUNDER).to_bits() as i8).collect();
         let rounded: Vec<f32> = values.iter().map(|&value| f32::from(value) * scale).collect();
         let squares = lanes(row, 0.0, |sum, value, rounded| sum + (value - rounded).powi(2), &rounded);
         Self { values, scale, error: squares.into_iter().sum::<f32>().sqrt() }
@@ -149,12 +151,18 @@ struct Query<'a> {
     words: Vec<i32>,
     scale: f32,
     error: f32,
-    /// Upper bounds with their rows.
-    candidates: Vec<(f32, usize)>,
-    /// The `k` largest lower bounds, descending.
-    lower: Vec<f32>,
-    /// The k-th of them, or minus infinity while there are fewer.
+    candidates: Vec<Candidate>,
+    /// How many may gather before they are pruned.
+    limit: usize,
+    /// The k-th largest lower bound at the last pruning, or minus infinity.
     bar: f32,
+}
+
+/// A row that may be a neighbour and the bounds of its similarity.
+struct Candidate {
+    upper: f32,
+    lower: f32,
+    row: usize,
 }
 
 impl<'a> Query<'a> {
@@ -173,8 +181,8 @@ impl<'a> Query<'a> {
             words: words.collect(),
             scale: rounded.scale,
             error: rounded.error,
-            candidates: Vec::new(),
-            lower: Vec::new(),
+            candidates: Vec::with_capacity(PRUNE + LANES),
+            limit: PRUNE,
             bar: f32::NEG_INFINITY,
         }
     }
@@ -199,51 +207,67 @@ impl<'a> Query<'a> {
     }
 
     /// The rows of one register whose bits are set.
+    #[inline(always)]
     fn keep(&mut self, first_row: usize, rows: u16, upper: [f32; LANES], margins: [f32; LANES]) {
         let mut left = rows;
         while left != 0 {
             let lane = left.trailing_zeros() as usize;
             left &= left - 1;
             let (row, upper) = (first_row + lane, upper[lane]);
-            if upper > self.bar && Some(row) != self.skip {
-                self.candidates.push((upper, row));
-                self.raise_bar(upper - 2.0 * margins[lane]);
+            if Some(row) != self.skip {
+                self.candidates.push(Candidate { upper, lower: upper - 2.0 * margins[lane], row });
             }
+        }
+        if self.candidates.len() >= self.limit {
+            self.prune();
         }
     }
 
-    fn raise_bar(&mut self, lower: f32) {
-        if lower <= self.bar {
-            return;
+    /// Raises the bar to what the candidates say and drops those that are below it.
+    #[inline(never)]
+    fn prune(&mut self) {
+        if self.candidates.len() >= self.k {
+            let descending = |a: &Candidate, b: &Candidate| b.lower.total_cmp(&a.lower);
+            self.bar = self.candidates.select_nth_unstable_by(self.k - 1, descending).1.lower;
+            self.candidates.retain(|candidate| candidate.upper > self.bar);
         }
-        let place = self.lower.partition_point(|other| *other >= lower);
-        self.lower.truncate(self.k - 1);
-        self.lower.insert(place, lower);
-        if self.lower.len() == self.k {
-            self.bar = self.lower[self.k - 1];
-        }
+        self.limit = PRUNE.max(2 * self.candidates.len());
     }
 
     /// The neighbours among the candidates: these are compared from the most promising on, until no other can be one.
     #[target_feature(enable = "avx512f")]
     fn decide(mut self, bank: &Embeddings) -> Vec<Neighbour> {
-        self.candidates.retain(|(upper, _)| *upper > self.bar);
-        self.candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
-        let mut found: Vec<Neighbour> = Vec::new();
-        self.lower.clear();
-        self.bar = f32::NEG_INFINITY;
-        for (upper, row) in std::mem::take(&mut self.candidates) {
-            if upper <= self.bar {
+        self.prune();
+        self.candidates.sort_unstable_by(|a, b| b.upper.total_cmp(&a.upper));
+        let (mut found, mut bar) = (Vec::<Neighbour>::new(), f32::NEG_INFINITY);
+        let descending =
+            |a: &Neighbour, b: &Neighbour| b.similarity.total_cmp(&a.similarity).then(a.row.cmp(&b.row));
+        for (index, &Candidate { upper, row, .. }) in self.candidates.iter().enumerate() {
+            if upper <= bar {
                 break;
             }
+            if let Some(next) = self.candidates.get(index + 2) {
+                prefetch(bank.row(next.row));
+            }
             let products = lanes(self.row, 0.0, |sum, a, b| sum + a * b, bank.row(row));
-            let similarity = products.into_iter().sum();
-            found.push(Neighbour { row, similarity });
-            self.raise_bar(similarity);
+            let neighbour = Neighbour { row, similarity: products.into_iter().sum() };
+            let place = found.partition_point(|other| descending(other, &neighbour).is_lt());
+            found.insert(place, neighbour);
+            found.truncate(self.k);
+            if found.len() == self.k {
+                bar = found[self.k - 1].similarity;
+            }
         }
-        found.sort_unstable_by(|a, b| b.similarity.total_cmp(&a.similarity).then(a.row.cmp(&b.row)));
-        found.truncate(self.k);
         found
+    }
+}
+
+/// Asks for a row that will be read soon.
+#[inline(always)]
+fn prefetch(row: &[f32]) {
+    for line in row.chunks(LANES) {
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }
 

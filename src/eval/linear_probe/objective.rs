@@ -1,0 +1,168 @@
+//! The objective of a probe and its gradient: two products of the features, and a softmax between them.
+//!
+//! Features are kept twice, in panels of sixteen rows for the logits and of sixteen columns for the gradient, so that
+//! both products read memory in order and no value twice.
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use crate::eval::exp::exp;
+use crate::eval::linalg::{Matrix, View, dot};
+use crate::eval::panels::{BLOCK, Lanes, PANEL, Panels, of_rows, t_product_into};
+
+/// Weights are one vector: `W [classes, d]` row by row, then the biases `[classes]`.
+pub(super) struct Problem {
+    /// `[n, d]`, standardised.
+    pub(super) features: Panels,
+    /// Each block's panels of rows, `[ceil(rows / 16), d]`.
+    by_rows: Vec<Vec<Lanes>>,
+    targets: Vec<usize>,
+    pub(super) classes: usize,
+    pub(super) l2: f64,
+}
+
+impl Problem {
+    pub(super) fn new(x: &Matrix<f32>, targets: Vec<usize>, classes: usize, l2: f64) -> Self {
+        let block = |rows: Range<usize>| &x.data[rows.start * x.cols..rows.end * x.cols];
+        let features = Panels::new(x.rows, x.cols, block);
+        let by_rows = x.data.par_chunks(BLOCK * x.cols.max(1)).map(|block| of_rows(block, x.cols));
+        Self { features, by_rows: by_rows.collect(), targets, classes, l2 }
+    }
+
+    /// How many weights there are.
+    pub(super) fn weights(&self) -> usize {
+        self.slopes() + self.classes
+    }
+
+    /// How many of them are `W`'s.
+    fn slopes(&self) -> usize {
+        self.features.cols * self.classes
+    }
+
+    /// The class of each row of `x [rows, d]`.
+    pub(super) fn classify(&self, weights: &[f64], x: &Matrix<f32>) -> Vec<usize> {
+        let weights = narrow(weights);
+        let (w, biases) = weights.split_at(self.slopes());
+        let mut logits = x.times(View::new(w, self.classes, x.cols).t());
+        let rows = logits.data.chunks_exact_mut(self.classes);
+        rows.map(|row| {
+            row.iter_mut().zip(biases).for_each(|(logit, bias)| *logit += bias);
+            largest(row)
+        })
+        .collect()
+    }
+
+    /// The objective and its gradient.
+    pub(super) fn evaluate(&self, weights: &[f64]) -> (f64, Vec<f64>) {
+        let n = self.features.rows;
+        let (w, biases) = weights.split_at(self.slopes());
+        let by_feature =
+            (0..self.features.cols).flat_map(|feature| w[feature..].iter().step_by(self.features.cols));
+        let (by_feature, biases) = (by_feature.map(|&weight| weight as f32).collect(), narrow(biases));
+        let parts: Vec<(f64, Vec<f32>)> = (0..self.by_rows.len())
+            .into_par_iter()
+            .map(|block| Part { problem: self, by_feature: &by_feature, biases: &biases, block })
+            .map(|part| pulp::Arch::new().dispatch(part))
+            .collect();
+        let (mut loss, mut gradient) = (0.0, vec![0.0; weights.len()]);
+        for (part_loss, part) in parts {
+            loss += part_loss;
+            gradient.iter_mut().zip(part).for_each(|(sum, slope)| *sum += f64::from(slope));
+        }
+        gradient.iter_mut().for_each(|slope| *slope /= n as f64);
+        gradient.iter_mut().zip(w).for_each(|(slope, weight)| *slope += self.l2 * weight);
+        (loss / n as f64 + 0.5 * self.l2 * dot(w, w), gradient)
+    }
+}
+
+/// The rows of one block, summed: their cross-entropy and its gradient.
+struct Part<'a> {
+    problem: &'a Problem,
+    /// `Wᵀ [d, classes]`
+    by_feature: &'a Vec<f32>,
+    biases: &'a [f32],
+    block: usize,
+}
+
+impl WithSimd for Part<'_> {
+    type Output = (f64, Vec<f32>);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (f64, Vec<f32>) {
+        let (d, classes) = (self.problem.features.cols, self.problem.classes);
+        let targets = self.problem.targets.chunks(BLOCK).nth(self.block).unwrap_or_default();
+        let rows = self.problem.by_rows[self.block].chunks_exact(d);
+        let mut residual = vec![0.0; targets.len() * classes];
+        let mut sums = vec![[0.0; PANEL]; classes];
+        let mut loss = 0.0;
+        let residuals = residual.chunks_mut(PANEL * classes).zip(targets.chunks(PANEL));
+        for (rows, (residual, targets)) in rows.zip(residuals) {
+            t_product_into(simd, &mut sums, self.by_feature, rows);
+            loss += softmax_residual(&mut sums, self.biases, targets, residual);
+        }
+        let mut gradient = vec![0.0; self.problem.weights()];
+        let (slopes, bias_slopes) = gradient.split_at_mut(d * classes);
+        let columns = self.problem.features.blocks[self.block].chunks_exact(targets.len());
+        for (first, columns) in (0..d).step_by(PANEL).zip(columns) {
+            t_product_into(simd, &mut sums, &residual, columns);
+            let width = PANEL.min(d - first);
+            for (slopes, sums) in slopes.chunks_exact_mut(d).zip(&sums) {
+                slopes[first..first + width].copy_from_slice(&sums[..width]);
+            }
+        }
+        for row in residual.chunks_exact(classes) {
+            bias_slopes.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        (loss, gradient)
+    }
+}
+
+/// Of sixteen rows' logits `[classes, 16]` without their biases: probability minus target, as `residual [rows, classes]`;
+/// returns the sum of the rows' cross-entropies. `targets` has one for each row, and may have fewer than sixteen.
+#[inline(always)]
+fn softmax_residual(logits: &mut [Lanes], biases: &[f32], targets: &[usize], residual: &mut [f32]) -> f64 {
+    let classes = logits.len();
+    let mut largest = [f32::NEG_INFINITY; PANEL];
+    for (class, bias) in logits.iter_mut().zip(biases) {
+        for (logit, largest) in class.iter_mut().zip(&mut largest) {
+            *logit += bias;
+            *largest = if *logit > *largest { *logit } else { *largest };
+        }
+    }
+    let mut of_targets = [0.0; PANEL];
+    for (lane, &target) in targets.iter().enumerate() {
+        of_targets[lane] = logits[target][lane];
+    }
+    let mut sums = [0.0_f32; PANEL];
+    for class in logits.iter_mut() {
+        for lane in 0..PANEL {
+            class[lane] = exp(class[lane] - largest[lane]);
+            sums[lane] += class[lane];
+        }
+    }
+    let mut loss = 0.0;
+    for (lane, (row, &target)) in residual.chunks_exact_mut(classes).zip(targets).enumerate() {
+        loss += f64::from(largest[lane] - of_targets[lane]) + f64::from(sums[lane]).ln();
+        let scale = 1.0 / sums[lane];
+        row.iter_mut().zip(&*logits).for_each(|(value, class)| *value = class[lane] * scale);
+        row[target] -= 1.0;
+    }
+    loss
+}
+
+/// Index of the largest value, the first of equal ones.
+fn largest(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = index;
+        }
+    }
+    best
+}
+
+pub(super) fn narrow(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&value| value as f32).collect()
+}
