@@ -153,4 +153,36 @@ mod tests {
             assert_eq!(found[0].row, row);
         }
     }
+
+    /// Clusters whose members resemble each other more than 8 bits can tell, rows of zeros, and sizes that fill no panel.
+    #[test]
+    fn both_searches_find_the_same_neighbours() {
+        for (rows, dim, k, spread) in
+            [(700, 70, 20, 1.0), (333, 3, 5, 0.001), (90, 33, 100, 0.3), (65, 4, 64, 0.0), (20, 1, 3, 1.0)]
+        {
+            let value = |i: usize| {
+                let (row, column) = (i / dim, i % dim);
+                let centre = ((row % 5 * 31 + column * 7) as f32).sin();
+                if row == 7 { 0.0 } else { centre + spread * ((i * i % 1009) as f32 * 1.7).sin() }
+            };
+            let points = Embeddings::new(rows, dim, (0..rows * dim).map(value).collect()).into_normalised();
+            for skip in [false, true] {
+                let found = nearest(&points, &points, k, skip);
+                let expected = by_products(&points, &points, k, skip);
+                for (query, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    assert_eq!(found.len(), expected.len(), "{rows} x {dim}, {query}");
+                    assert!(!skip || found.iter().all(|neighbour| neighbour.row != query));
+                    let rows: std::collections::BTreeSet<_> = found.iter().map(|one| one.row).collect();
+                    assert_eq!(rows.len(), found.len());
+                    // Products are summed in another order: rows whose similarities agree to rounding may change places.
+                    for (found, expected) in found.iter().zip(expected) {
+                        assert!(
+                            (found.similarity - expected.similarity).abs() < 1e-6,
+                            "{rows} x {dim}, {query}"
+                        );
+                    }
+                }
+            }
+        }
+    }
 }

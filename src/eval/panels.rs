@@ -13,12 +13,11 @@ use super::linalg::Matrix;
 /// Columns of a panel: one AVX-512 register, or several narrower ones.
 pub(super) const PANEL: usize = 16;
 
-/// Rows of a block: a panel of one fits the first-level cache, 384 columns of it the second-level one. A chain of f32 sums
-/// is no longer than this.
-pub(super) const BLOCK: usize = 256;
+/// Rows of a block: 384 columns of it fit the second-level cache. A chain of f32 sums is no longer than this.
+pub(super) const BLOCK: usize = 512;
 
 /// Blocks whose products one thread sums: fewer mean more sums to hold, more leave cores idle.
-const PART: usize = 4;
+const PART: usize = 2;
 
 /// A panel's part of one row.
 pub(super) type Lanes = [f32; PANEL];
@@ -65,6 +64,64 @@ fn rows<S: Simd, const T: usize>(
         }
         for (out, sum) in out.chunks_exact_mut(registers).zip(sums) {
             out[register] = sum;
+        }
+    }
+    T
+}
+
+/// `a bᵀ`, row-major `[m, n]`, of panels of rows `a [p, m, 16]` and `b [p, n, 16]`, `shape` [m, n]: the sum over all p and lanes.
+#[inline(always)]
+pub(super) fn lane_product_into<S: Simd>(
+    simd: S,
+    out: &mut [f32],
+    shape: [usize; 2],
+    a: &[Lanes],
+    b: &[Lanes],
+) {
+    let [m, n] = shape;
+    for j in (0..n).step_by(4) {
+        let mut i = 0;
+        while i < m {
+            i += match (m - i, n - j) {
+                (5.., 4..) if S::REGISTER_COUNT > 29 => lane_sums::<S, 5, 4>(simd, out, shape, [i, j], a, b),
+                (2.., 4..) => lane_sums::<S, 2, 4>(simd, out, shape, [i, j], a, b),
+                (_, 4..) => lane_sums::<S, 1, 4>(simd, out, shape, [i, j], a, b),
+                (_, left) => {
+                    (0..left).for_each(|u| _ = lane_sums::<S, 1, 1>(simd, out, shape, [i, j + u], a, b));
+                    1
+                }
+            };
+        }
+    }
+}
+
+/// `T` rows and `U` columns of the product from `at` on; returns `T`.
+#[inline(always)]
+fn lane_sums<S: Simd, const T: usize, const U: usize>(
+    simd: S,
+    out: &mut [f32],
+    [m, n]: [usize; 2],
+    [i, j]: [usize; 2],
+    a: &[Lanes],
+    b: &[Lanes],
+) -> usize {
+    let registers = PANEL / S::F32_LANES;
+    let ((a, _), (b, _)) = (S::as_simd_f32s(a.as_flattened()), S::as_simd_f32s(b.as_flattened()));
+    let mut sums = [[simd.splat_f32s(0.0); U]; T];
+    for (a, b) in a.chunks_exact(m * registers).zip(b.chunks_exact(n * registers)) {
+        let (a, b) = (&a[i * registers..(i + T) * registers], &b[j * registers..(j + U) * registers]);
+        for register in 0..registers {
+            for t in 0..T {
+                for u in 0..U {
+                    let (a, b) = (a[t * registers + register], b[u * registers + register]);
+                    sums[t][u] = simd.mul_add_e_f32s(a, b, sums[t][u]);
+                }
+            }
+        }
+    }
+    for t in 0..T {
+        for u in 0..U {
+            out[(i + t) * n + j + u] = simd.reduce_sum_f32s(sums[t][u]);
         }
     }
     T

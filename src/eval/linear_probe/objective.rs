@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::eval::exp::exp;
 use crate::eval::linalg::{Matrix, View, dot};
-use crate::eval::panels::{BLOCK, Lanes, PANEL, Panels, of_rows, t_product_into};
+use crate::eval::panels::{BLOCK, Lanes, PANEL, Panels, lane_product_into, of_rows, t_product_into};
 
 /// Weights are one vector: `W [classes, d]` row by row, then the biases `[classes]`.
 pub(super) struct Problem {
@@ -93,37 +93,28 @@ impl WithSimd for Part<'_> {
     fn with_simd<S: Simd>(self, simd: S) -> (f64, Vec<f32>) {
         let (d, classes) = (self.problem.features.cols, self.problem.classes);
         let targets = self.problem.targets.chunks(BLOCK).nth(self.block).unwrap_or_default();
-        let rows = self.problem.by_rows[self.block].chunks_exact(d);
-        let mut residual = vec![0.0; targets.len() * classes];
-        let mut sums = vec![[0.0; PANEL]; classes];
+        let rows = &self.problem.by_rows[self.block];
+        let mut residual = vec![[0.0; PANEL]; targets.len().div_ceil(PANEL) * classes];
         let mut loss = 0.0;
-        let residuals = residual.chunks_mut(PANEL * classes).zip(targets.chunks(PANEL));
-        for (rows, (residual, targets)) in rows.zip(residuals) {
-            t_product_into(simd, &mut sums, self.by_feature, rows);
-            loss += softmax_residual(&mut sums, self.biases, targets, residual);
+        let panels = residual.chunks_exact_mut(classes).zip(targets.chunks(PANEL));
+        for (rows, (residual, targets)) in rows.chunks_exact(d).zip(panels) {
+            t_product_into(simd, residual, self.by_feature, rows);
+            loss += softmax_residual(residual, self.biases, targets);
         }
         let mut gradient = vec![0.0; self.problem.weights()];
         let (slopes, bias_slopes) = gradient.split_at_mut(d * classes);
-        let columns = self.problem.features.blocks[self.block].chunks_exact(targets.len());
-        for (first, columns) in (0..d).step_by(PANEL).zip(columns) {
-            t_product_into(simd, &mut sums, &residual, columns);
-            let width = PANEL.min(d - first);
-            for (slopes, sums) in slopes.chunks_exact_mut(d).zip(&sums) {
-                slopes[first..first + width].copy_from_slice(&sums[..width]);
-            }
-        }
-        for row in residual.chunks_exact(classes) {
-            bias_slopes.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        lane_product_into(simd, slopes, [classes, d], &residual, rows);
+        for panel in residual.chunks_exact(classes) {
+            bias_slopes.iter_mut().zip(panel).for_each(|(sum, lanes)| *sum += lanes.iter().sum::<f32>());
         }
         (loss, gradient)
     }
 }
 
-/// Of sixteen rows' logits `[classes, 16]` without their biases: probability minus target, as `residual [rows, classes]`;
-/// returns the sum of the rows' cross-entropies. `targets` has one for each row, and may have fewer than sixteen.
+/// Turns sixteen rows' logits `[classes, 16]` without their biases into probability minus target; returns the sum of the
+/// rows' cross-entropies. `targets` has one for each row; where they are fewer than sixteen, zeros fill the others.
 #[inline(always)]
-fn softmax_residual(logits: &mut [Lanes], biases: &[f32], targets: &[usize], residual: &mut [f32]) -> f64 {
-    let classes = logits.len();
+fn softmax_residual(logits: &mut [Lanes], biases: &[f32], targets: &[usize]) -> f64 {
     let mut largest = [f32::NEG_INFINITY; PANEL];
     for (class, bias) in logits.iter_mut().zip(biases) {
         for (logit, largest) in class.iter_mut().zip(&mut largest) {
@@ -143,12 +134,15 @@ fn softmax_residual(logits: &mut [Lanes], biases: &[f32], targets: &[usize], res
         }
     }
     let mut loss = 0.0;
-    for (lane, (row, &target)) in residual.chunks_exact_mut(classes).zip(targets).enumerate() {
+    let mut scales = [0.0; PANEL];
+    for lane in 0..targets.len() {
         loss += f64::from(largest[lane] - of_targets[lane]) + f64::from(sums[lane]).ln();
-        let scale = 1.0 / sums[lane];
-        row.iter_mut().zip(&*logits).for_each(|(value, class)| *value = class[lane] * scale);
-        row[target] -= 1.0;
+        scales[lane] = 1.0 / sums[lane];
     }
+    for class in logits.iter_mut() {
+        class.iter_mut().zip(&scales).for_each(|(value, scale)| *value *= scale);
+    }
+    targets.iter().enumerate().for_each(|(lane, &target)| logits[target][lane] -= 1.0);
     loss
 }
 

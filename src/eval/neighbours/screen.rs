@@ -34,6 +34,9 @@ const PRUNE: usize = 192;
 /// Wider rows could overflow a sum of products.
 const MAX_DIM: usize = 1 << 15;
 
+/// Rows are numbered in 32 bits, those of the last panel that don't exist too.
+const MAX_ROWS: usize = i32::MAX as usize - PANEL;
+
 /// More than what f32 rounds off a similarity and its bounds, twice.
 const SLACK: f32 = 2e-5;
 
@@ -43,7 +46,7 @@ const SHIFT: i32 = 128;
 /// Adding it to a small number rounds that to an integer, which then stands in the lowest bits.
 const ROUNDER: f32 = 12_582_912.0; // 1.5 * 2^23
 
-/// As [`super::nearest`]; `None` where the machine lacks the instructions or rows are too wide.
+/// As [`super::nearest`]; `None` where the machine lacks the instructions, or rows are too wide or too many.
 pub(super) fn nearest(
     queries: &Embeddings,
     bank: &Embeddings,
@@ -53,7 +56,7 @@ pub(super) fn nearest(
     let found = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vnni");
-    if !found || bank.dim == 0 || bank.dim > MAX_DIM {
+    if !found || bank.dim == 0 || bank.dim > MAX_DIM || bank.rows > MAX_ROWS {
         return None;
     }
     let panels: Vec<Panel> = (0..bank.rows.div_ceil(PANEL))
@@ -151,18 +154,62 @@ struct Query<'a> {
     words: Vec<i32>,
     scale: f32,
     error: f32,
-    candidates: Vec<Candidate>,
+    candidates: Candidates,
     /// How many may gather before they are pruned.
     limit: usize,
     /// The k-th largest lower bound at the last pruning, or minus infinity.
     bar: f32,
 }
 
-/// A row that may be a neighbour and the bounds of its similarity.
-struct Candidate {
-    upper: f32,
-    lower: f32,
-    row: usize,
+/// Rows that may be neighbours and the bounds of their similarities, the first `len` of each list. The lists are longer,
+/// so that whole registers can be stored.
+struct Candidates {
+    upper: Vec<f32>,
+    lower: Vec<f32>,
+    rows: Vec<i32>,
+    len: usize,
+}
+
+impl Candidates {
+    fn new(room: usize) -> Self {
+        Self { upper: vec![0.0; room], lower: vec![0.0; room], rows: vec![0; room], len: 0 }
+    }
+
+    fn make_room(&mut self, room: usize) {
+        let room = room.max(self.rows.len());
+        self.upper.resize(room, 0.0);
+        self.lower.resize(room, 0.0);
+        self.rows.resize(room, 0);
+    }
+
+    /// The lanes whose bits are set; there must be room for sixteen more.
+    #[target_feature(enable = "avx512f")]
+    fn push(&mut self, lanes: u16, [upper, lower]: [__m512; 2], rows: __m512i) {
+        let places = self.len..self.len + LANES;
+        let bits = |values| _mm512_castps_si512(_mm512_maskz_compress_ps(lanes, values));
+        self.upper[places.clone()].copy_from_slice(&store(bits(upper)).map(f32::from_bits));
+        self.lower[places.clone()].copy_from_slice(&store(bits(lower)).map(f32::from_bits));
+        let rows = store(_mm512_maskz_compress_epi32(lanes, rows));
+        self.rows[places].copy_from_slice(&rows.map(u32::cast_signed));
+        self.len += lanes.count_ones() as usize;
+    }
+
+    /// Drops the rows whose upper bound is not above the bar.
+    fn retain_above(&mut self, bar: f32) {
+        let mut kept = 0;
+        for from in 0..self.len {
+            let upper = self.upper[from];
+            (self.upper[kept], self.lower[kept], self.rows[kept]) =
+                (upper, self.lower[from], self.rows[from]);
+            kept += usize::from(upper > bar);
+        }
+        self.len = kept;
+    }
+
+    /// Rows with their upper bounds.
+    fn iter(&self) -> impl Iterator<Item = (f32, usize)> {
+        self.upper[..self.len].iter().zip(&self.rows).map(|(upper, row)| (*upper, *row as usize))
+    }
 }
 
 impl<'a> Query<'a> {
@@ -181,7 +228,7 @@ impl<'a> Query<'a> {
             words: words.collect(),
             scale: rounded.scale,
             error: rounded.error,
-            candidates: Vec::with_capacity(PRUNE + LANES),
+            candidates: Candidates::new(PRUNE + PANEL),
             limit: PRUNE,
             bar: f32::NEG_INFINITY,
         }
@@ -189,36 +236,24 @@ impl<'a> Query<'a> {
 
     /// `sums`: of the products of this query's values and those of the panel's rows.
     #[target_feature(enable = "avx512f")]
-    fn offer(&mut self, first_row: usize, panel: &Panel, sums: &[__m512i; REGISTERS]) {
+    fn offer(&mut self, first_row: i32, panel: &Panel, sums: &[__m512i; REGISTERS]) {
         let scale = _mm512_set1_ps(self.scale);
         let error = _mm512_set1_ps(self.error + SLACK);
+        let numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let lengthened = _mm512_set1_ps(1.0 + self.error);
         for (register, &sum) in sums.iter().enumerate() {
-            let lanes = register * LANES;
+            let lanes = (register * LANES) as i32;
             let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, load(&panel.offsets[register])));
             let similarities = _mm512_mul_ps(sum, _mm512_mul_ps(load_ps(&panel.scales[register]), scale));
             let margins = _mm512_fmadd_ps(load_ps(&panel.errors[register]), lengthened, error);
             let upper = _mm512_add_ps(similarities, margins);
             let promising = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(upper, _mm512_set1_ps(self.bar));
             if promising != 0 {
-                self.keep(first_row + lanes, promising, store(upper), store(margins));
+                let rows = _mm512_add_epi32(_mm512_set1_epi32(first_row + lanes), numbers);
+                self.candidates.push(promising, [upper, _mm512_sub_ps(similarities, margins)], rows);
             }
         }
-    }
-
-    /// The rows of one register whose bits are set.
-    #[inline(always)]
-    fn keep(&mut self, first_row: usize, rows: u16, upper: [f32; LANES], margins: [f32; LANES]) {
-        let mut left = rows;
-        while left != 0 {
-            let lane = left.trailing_zeros() as usize;
-            left &= left - 1;
-            let (row, upper) = (first_row + lane, upper[lane]);
-            if Some(row) != self.skip {
-                self.candidates.push(Candidate { upper, lower: upper - 2.0 * margins[lane], row });
-            }
-        }
-        if self.candidates.len() >= self.limit {
+        if self.candidates.len >= self.limit {
             self.prune();
         }
     }
@@ -226,28 +261,34 @@ impl<'a> Query<'a> {
     /// Raises the bar to what the candidates say and drops those that are below it.
     #[inline(never)]
     fn prune(&mut self) {
-        if self.candidates.len() >= self.k {
-            let descending = |a: &Candidate, b: &Candidate| b.lower.total_cmp(&a.lower);
-            self.bar = self.candidates.select_nth_unstable_by(self.k - 1, descending).1.lower;
-            self.candidates.retain(|candidate| candidate.upper > self.bar);
+        // A row that is no neighbour may be among the best.
+        let others = self.k - 1 + usize::from(self.skip.is_some());
+        let candidates = &mut self.candidates;
+        if candidates.len > others {
+            let mut lower = candidates.lower[..candidates.len].to_vec();
+            self.bar = *lower.select_nth_unstable_by(others, |a, b| b.total_cmp(a)).1;
+            candidates.retain_above(self.bar);
         }
-        self.limit = PRUNE.max(2 * self.candidates.len());
+        self.limit = PRUNE.max(2 * candidates.len);
+        candidates.make_room(self.limit + PANEL);
     }
 
     /// The neighbours among the candidates: these are compared from the most promising on, until no other can be one.
     #[target_feature(enable = "avx512f")]
     fn decide(mut self, bank: &Embeddings) -> Vec<Neighbour> {
         self.prune();
-        self.candidates.sort_unstable_by(|a, b| b.upper.total_cmp(&a.upper));
+        let mut candidates: Vec<(f32, usize)> = self.candidates.iter().collect();
+        candidates.retain(|(_, row)| Some(*row) != self.skip);
+        candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         let (mut found, mut bar) = (Vec::<Neighbour>::new(), f32::NEG_INFINITY);
         let descending =
             |a: &Neighbour, b: &Neighbour| b.similarity.total_cmp(&a.similarity).then(a.row.cmp(&b.row));
-        for (index, &Candidate { upper, row, .. }) in self.candidates.iter().enumerate() {
+        for (index, &(upper, row)) in candidates.iter().enumerate() {
             if upper <= bar {
                 break;
             }
-            if let Some(next) = self.candidates.get(index + 2) {
-                prefetch(bank.row(next.row));
+            if let Some((_, next)) = candidates.get(index + 2) {
+                prefetch(bank.row(*next));
             }
             let products = lanes(self.row, 0.0, |sum, a, b| sum + a * b, bank.row(row));
             let neighbour = Neighbour { row, similarity: products.into_iter().sum() };
@@ -273,7 +314,7 @@ fn prefetch(row: &[f32]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn screen(mut queries: Vec<Query>, panels: &[Panel], bank: &Embeddings) -> Vec<Vec<Neighbour>> {
-    for (panel, first_row) in panels.iter().zip((0..).step_by(PANEL)) {
+    for (panel, first_row) in panels.iter().zip((0_i32..).step_by(PANEL)) {
         for group in queries.chunks_mut(GROUP) {
             // A short group computes its last query more than once.
             let last = group.len() - 1;
@@ -317,9 +358,9 @@ fn load_ps(values: &[f32; LANES]) -> __m512 {
 }
 
 #[target_feature(enable = "avx512f")]
-fn store(register: __m512) -> [f32; LANES] {
-    let mut stored = [0.0; LANES];
+fn store(register: __m512i) -> [u32; LANES] {
+    let mut stored = [0; LANES];
     // SAFETY: the array has the register's 64 bytes, and the store asks for no alignment.
-    unsafe { _mm512_storeu_ps(stored.as_mut_ptr(), register) };
+    unsafe { _mm512_storeu_si512(stored.as_mut_ptr().cast(), register) };
     stored
 }
