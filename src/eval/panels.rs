@@ -170,6 +170,7 @@ impl Panels {
     /// Of the product, what the pairs of panels give; zeros elsewhere.
     fn products(&self, other: &Self, pairs: Vec<(usize, usize)>) -> Matrix {
         assert_eq!(self.rows, other.rows, "inner dimensions");
+        assert!(self.cols > 0 && other.cols > 0, "{} x {}", self.cols, other.cols);
         let blocks: Vec<(&Vec<Lanes>, &Vec<Lanes>)> = self.blocks.iter().zip(&other.blocks).collect();
         let parts = blocks.par_chunks(PART).map(|part| {
             let mut sums = vec![[[0.0; PANEL]; PANEL]; pairs.len()];

@@ -1,7 +1,7 @@
 //! The objective of a probe and its gradient: two products of the features, and a softmax between them.
 //!
-//! Features are kept twice, in panels of sixteen rows for the logits and of sixteen columns for the gradient, so that
-//! both products read memory in order and no value twice.
+//! Both products read the same panels of sixteen rows, block by block: a block comes from memory once, and the second
+//! product finds it in the cache. In panels of columns the features serve the preconditioner.
 
 use std::ops::Range;
 
