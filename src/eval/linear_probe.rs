@@ -68,7 +68,7 @@ fn probe(embeddings: &Embeddings, labels: &[u32], bank: &[usize], queries: &[usi
     let x = embeddings.select(bank);
     let standardiser = Standardiser::fit(&x);
     let targets = bank.iter().filter_map(|&row| class_of(row)).collect();
-    let problem = Problem::new(&standardiser.apply(&x), targets, classes.len(), 1.0 / bank.len() as f64);
+    let problem = Problem::new(&x, &standardiser, targets, classes.len(), 1.0 / bank.len() as f64);
     let answers =
         problem.classify(&lbfgs::minimise(&problem), &standardiser.apply(&embeddings.select(queries)));
     let hits =

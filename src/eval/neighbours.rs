@@ -126,6 +126,8 @@ impl Nearest {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -172,8 +174,8 @@ mod tests {
                 for (query, (found, expected)) in found.iter().zip(&expected).enumerate() {
                     assert_eq!(found.len(), expected.len(), "{rows} x {dim}, {query}");
                     assert!(!skip || found.iter().all(|neighbour| neighbour.row != query));
-                    let rows: std::collections::BTreeSet<_> = found.iter().map(|one| one.row).collect();
-                    assert_eq!(rows.len(), found.len());
+                    let different: BTreeSet<usize> = found.iter().map(|neighbour| neighbour.row).collect();
+                    assert_eq!(different.len(), found.len());
                     // Products are summed in another order: rows whose similarities agree to rounding may change places.
                     for (found, expected) in found.iter().zip(expected) {
                         assert!(

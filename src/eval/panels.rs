@@ -225,7 +225,7 @@ impl WithSimd for Pairs<'_> {
 }
 
 /// Row-major `[rows, cols]` in panels, one after the other, `[ceil(cols / 16), rows]`; zeros fill the last one.
-fn of_columns(data: &[f32], cols: usize) -> Vec<Lanes> {
+pub(super) fn of_columns(data: &[f32], cols: usize) -> Vec<Lanes> {
     let mut panels = Vec::with_capacity(data.len().div_ceil(PANEL));
     for first in (0..cols).step_by(PANEL) {
         for row in data.chunks_exact(cols) {

@@ -3,14 +3,15 @@
 //! Both products read the same panels of sixteen rows, block by block: a block comes from memory once, and the second
 //! product finds it in the cache. In panels of columns the features serve the preconditioner.
 
-use std::ops::Range;
-
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::eval::Embeddings;
 use crate::eval::exp::exp;
-use crate::eval::linalg::{Matrix, View, dot};
-use crate::eval::panels::{BLOCK, Lanes, PANEL, Panels, lane_product_into, of_rows, t_product_into};
+use crate::eval::linalg::{Matrix, Standardiser, View, dot};
+use crate::eval::panels::{
+    BLOCK, Lanes, PANEL, Panels, lane_product_into, of_columns, of_rows, t_product_into,
+};
 
 /// Weights are one vector: `W [classes, d]` row by row, then the biases `[classes]`.
 pub(super) struct Problem {
@@ -24,11 +25,21 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    pub(super) fn new(x: &Matrix<f32>, targets: Vec<usize>, classes: usize, l2: f64) -> Self {
-        let block = |rows: Range<usize>| &x.data[rows.start * x.cols..rows.end * x.cols];
-        let features = Panels::new(x.rows, x.cols, block);
-        let by_rows = x.data.par_chunks(BLOCK * x.cols.max(1)).map(|block| of_rows(block, x.cols));
-        Self { features, by_rows: by_rows.collect(), targets, classes, l2 }
+    /// Of the rows of `x`, standardised.
+    pub(super) fn new(
+        x: &Embeddings,
+        standardiser: &Standardiser,
+        targets: Vec<usize>,
+        classes: usize,
+        l2: f64,
+    ) -> Self {
+        let blocks = x.data.par_chunks(BLOCK * x.dim).map(|block| {
+            let mut standardised = vec![0.0; block.len()];
+            standardiser.apply_to(block, &mut standardised);
+            (of_columns(&standardised, x.dim), of_rows(&standardised, x.dim))
+        });
+        let (blocks, by_rows) = blocks.unzip();
+        Self { features: Panels { rows: x.rows, cols: x.dim, blocks }, by_rows, targets, classes, l2 }
     }
 
     /// How many weights there are.
