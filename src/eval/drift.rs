@@ -10,6 +10,7 @@ use super::eigen::symmetric_eigenvalues;
 use super::exp::exp;
 use super::linalg::{Matrix, Standardiser, View, gram, inverse, product_into, t_product};
 use super::neighbours::nearest;
+use super::panels::Panels;
 use super::split::Split;
 
 /// Weight of the ridge penalty per training row, on standardised features. Larger flattens what small banks
@@ -26,13 +27,21 @@ const BLOCK: usize = 256;
 /// 384) and about half of each symmetric one is enough.
 pub fn linear_cka(x: &Embeddings, y: &Embeddings) -> f64 {
     assert_eq!(x.rows, y.rows, "the same frames");
-    let centred = |points| -> Matrix<f32> { Standardiser::centre(points).apply(points) };
     let (x, y) = (centred(x), centred(y));
-    let scale = (gram(x.view()).squared_norm() * gram(y.view()).squared_norm()).sqrt();
+    let scale = (x.gram().squared_norm() * y.gram().squared_norm()).sqrt();
     if scale == 0.0 {
         return 0.0;
     }
-    t_product(y.view(), x.view()).squared_norm() / scale
+    y.t_product(&x).squared_norm() / scale
+}
+
+fn centred(points: &Embeddings) -> Panels {
+    let standardiser = Standardiser::centre(points);
+    Panels::new(points.rows, points.dim, |rows| {
+        let mut block = vec![0.0; rows.len() * points.dim];
+        standardiser.apply_to(&points.data[rows.start * points.dim..rows.end * points.dim], &mut block);
+        block
+    })
 }
 
 /// Mean share of each row's `k` nearest other rows (by cosine) that both spaces agree on, 0..1. `k` is capped at

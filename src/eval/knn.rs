@@ -27,8 +27,8 @@ pub struct Knn {
 /// If `k` is 0, the split has no queries or no bank, or a row it names does not exist.
 pub fn knn(embeddings: &Embeddings, labels: &[u32], split: &Split, k: usize) -> Knn {
     assert!(k > 0 && !split.bank.is_empty() && !split.queries.is_empty());
-    let bank = embeddings.select(&split.bank).normalised();
-    let queries = embeddings.select(&split.queries).normalised();
+    let bank = embeddings.select(&split.bank).into_normalised();
+    let queries = embeddings.select(&split.queries).into_normalised();
     let correct: Vec<bool> = nearest(&queries, &bank, k, false)
         .iter()
         .zip(&split.queries)

@@ -9,6 +9,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::Embeddings;
+use super::wide::widest;
 
 /// Rows of one part. Larger: fewer partial sums, but too few parts for many cores and longer chains of f32 sums.
 const BLOCK: usize = 512;
@@ -225,47 +226,61 @@ pub(super) struct Standardiser {
 impl Standardiser {
     /// A column that hardly varies (standard deviation below 1e-12) is only shifted.
     pub(super) fn fit(x: &Embeddings) -> Self {
-        let Self { mean, .. } = Self::centre(x);
-        let squares = sum_of_rows(x, |sum, value, column| *sum += (value - mean[column]).powi(2));
-        let scale = squares
-            .iter()
-            .map(|sum| (sum / x.rows.max(1) as f64).sqrt())
-            .map(|deviation| if deviation > 1e-12 { 1.0 / deviation } else { 1.0 })
-            .collect();
-        Self { mean, scale }
+        let (mean, variance) = moments(x);
+        let deviations = variance.into_iter().map(f64::sqrt);
+        let scale = deviations.map(|deviation| if deviation > 1e-12 { 1.0 / deviation } else { 1.0 });
+        Self { mean, scale: scale.collect() }
     }
 
     /// Only shifts.
     pub(super) fn centre(x: &Embeddings) -> Self {
-        let mut mean = sum_of_rows(x, |sum, value, _| *sum += value);
-        mean.iter_mut().for_each(|mean| *mean /= x.rows.max(1) as f64);
-        Self { mean, scale: vec![1.0; x.dim] }
+        Self { mean: moments(x).0, scale: vec![1.0; x.dim] }
     }
 
     /// `(x - mean) * scale` in f64, then rounded to `T`.
     pub(super) fn apply<T: Real>(&self, x: &Embeddings) -> Matrix<T> {
         let mut data = vec![T::ZERO; x.data.len()];
         let cols = x.dim.max(1);
-        data.par_chunks_mut(BLOCK * cols).zip(x.data.par_chunks(BLOCK * cols)).for_each(|(out, x)| {
+        data.par_chunks_mut(BLOCK * cols)
+            .zip(x.data.par_chunks(BLOCK * cols))
+            .for_each(|(out, x)| self.apply_to(x, out));
+        Matrix { rows: x.rows, cols: x.dim, data }
+    }
+
+    /// As [`Self::apply`], of whole rows.
+    pub(super) fn apply_to<T: Real>(&self, x: &[f32], out: &mut [T]) {
+        let cols = self.mean.len().max(1);
+        widest! {
             for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
                 for (((out, &x), mean), scale) in out.iter_mut().zip(x).zip(&self.mean).zip(&self.scale) {
                     *out = T::narrow((f64::from(x) - mean) * scale);
                 }
             }
-        });
-        Matrix { rows: x.rows, cols: x.dim, data }
+        }
     }
 }
 
-/// One sum a column: `add(sum, value, column)`.
-fn sum_of_rows(x: &Embeddings, add: impl Fn(&mut f64, f64, usize) + Sync) -> Vec<f64> {
-    sum_of_blocks(x.rows, x.dim, |rows, sums: &mut [f64]| {
-        for row in rows {
-            for (column, (sum, &value)) in sums.iter_mut().zip(x.row(row)).enumerate() {
-                add(sum, f64::from(value), column);
+/// Mean and variance of each column. Values are taken relative to the first row's, so that a common offset costs no
+/// digits of the variance.
+fn moments(x: &Embeddings) -> (Vec<f64>, Vec<f64>) {
+    let origin: Vec<f64> = x.data.iter().take(x.dim).map(|&value| f64::from(value)).collect();
+    let sums = sum_of_blocks(x.rows, 2 * x.dim, |rows, out: &mut [f64]| {
+        let (sums, squares) = out.split_at_mut(x.dim);
+        widest! {
+            for row in x.data[rows.start * x.dim..rows.end * x.dim].chunks_exact(x.dim.max(1)) {
+                let sums = sums.iter_mut().zip(&mut *squares);
+                for (((sum, square), &value), origin) in sums.zip(row).zip(&origin) {
+                    let value = f64::from(value) - origin;
+                    *sum += value;
+                    *square += value * value;
+                }
             }
         }
-    })
+    });
+    let n = x.rows.max(1) as f64;
+    let (sums, squares) = sums.split_at(x.dim);
+    let variance = squares.iter().zip(sums).map(|(square, sum)| ((square - sum * sum / n) / n).max(0.0));
+    (origin.iter().zip(sums).map(|(origin, sum)| origin + sum / n).collect(), variance.collect())
 }
 
 /// The inverse of a symmetric positive definite `a [n, n]`, by the Schur complement of its first half: nearly all of the

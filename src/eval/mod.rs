@@ -16,12 +16,16 @@ pub mod knn;
 mod linalg;
 pub mod linear_probe;
 mod neighbours;
+mod panels;
 mod random;
 pub mod split;
+mod wide;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{EventTime, PeriodId, Version};
+use wide::widest;
 
 /// Row-major f32 `[rows, dim]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,21 +53,43 @@ impl Embeddings {
 
     /// The rows named by `indices`, in that order.
     pub fn select(&self, indices: &[usize]) -> Self {
-        let data = indices.iter().flat_map(|&index| self.row(index));
-        Self::new(indices.len(), self.dim, data.copied().collect())
+        let mut data = Vec::with_capacity(indices.len() * self.dim);
+        indices.iter().for_each(|&index| data.extend_from_slice(self.row(index)));
+        Self::new(indices.len(), self.dim, data)
     }
 
     /// Each row divided by its L2 norm; a row of zeros stays one.
     pub fn normalised(&self) -> Self {
-        let mut data = self.data.clone();
-        for row in data.chunks_exact_mut(self.dim.max(1)) {
-            let square: f64 = row.iter().map(|&value| f64::from(value).powi(2)).sum();
-            if square > 0.0 {
-                let scale = (1.0 / square.sqrt()) as f32;
-                row.iter_mut().for_each(|value| *value *= scale);
+        self.clone().into_normalised()
+    }
+
+    /// As [`Self::normalised`].
+    pub fn into_normalised(mut self) -> Self {
+        let dim = self.dim.max(1);
+        self.data.par_chunks_mut(dim * NORMALISED_ROWS).for_each(|rows| widest!(normalise(rows, dim)));
+        self
+    }
+}
+
+/// Rows that a thread normalises at a time: enough to be worth handing over.
+const NORMALISED_ROWS: usize = 256;
+
+#[inline(always)]
+fn normalise(rows: &mut [f32], dim: usize) {
+    for row in rows.chunks_exact_mut(dim) {
+        let (chunks, rest) = row.as_chunks::<16>();
+        let mut squares = [0.0; 16];
+        for chunk in chunks {
+            for (sum, &value) in squares.iter_mut().zip(chunk) {
+                *sum += f64::from(value) * f64::from(value);
             }
         }
-        Self::new(self.rows, self.dim, data)
+        let rest: f64 = rest.iter().map(|&value| f64::from(value).powi(2)).sum();
+        let square = squares.iter().sum::<f64>() + rest;
+        if square > 0.0 {
+            let scale = (1.0 / square.sqrt()) as f32;
+            row.iter_mut().for_each(|value| *value *= scale);
+        }
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Rows are independent and blocks have a fixed size, so the result is the same for any number of threads.
 //! Fast because a tile's similarities are read while they lie in the cache, and all but the few that beat the k-th
-//! best so far are passed over in groups.
+//! best so far are passed over in groups; where the machine can, `screen` looks at rows in 8 bits first.
+
+#[cfg(target_arch = "x86_64")]
+mod screen;
 
 use rayon::prelude::*;
 
@@ -35,6 +38,20 @@ pub(super) fn nearest(
 ) -> Vec<Vec<Neighbour>> {
     assert_eq!(queries.dim, bank.dim, "one space");
     assert!(k > 0);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(found) = screen::nearest(queries, bank, k, skip_same_row) {
+        return found;
+    }
+    by_products(queries, bank, k, skip_same_row)
+}
+
+/// The search in f32 throughout.
+fn by_products(
+    queries: &Embeddings,
+    bank: &Embeddings,
+    k: usize,
+    skip_same_row: bool,
+) -> Vec<Vec<Neighbour>> {
     let all = View::new(&queries.data, queries.rows, queries.dim);
     let bank = View::new(&bank.data, bank.rows, bank.dim);
     let blocks: Vec<Vec<Nearest>> = (0..queries.rows.div_ceil(BLOCK))
@@ -109,6 +126,8 @@ impl Nearest {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -134,6 +153,38 @@ mod tests {
         let points = Embeddings::new(n, 2, points);
         for (row, found) in nearest(&points, &points, 1, false).iter().enumerate() {
             assert_eq!(found[0].row, row);
+        }
+    }
+
+    /// Clusters whose members resemble each other more than 8 bits can tell, rows of zeros, and sizes that fill no panel.
+    #[test]
+    fn both_searches_find_the_same_neighbours() {
+        for (rows, dim, k, spread) in
+            [(700, 70, 20, 1.0), (333, 3, 5, 0.001), (90, 33, 100, 0.3), (65, 4, 64, 0.0), (20, 1, 3, 1.0)]
+        {
+            let value = |i: usize| {
+                let (row, column) = (i / dim, i % dim);
+                let centre = ((row % 5 * 31 + column * 7) as f32).sin();
+                if row == 7 { 0.0 } else { centre + spread * ((i * i % 1009) as f32 * 1.7).sin() }
+            };
+            let points = Embeddings::new(rows, dim, (0..rows * dim).map(value).collect()).into_normalised();
+            for skip in [false, true] {
+                let found = nearest(&points, &points, k, skip);
+                let expected = by_products(&points, &points, k, skip);
+                for (query, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    assert_eq!(found.len(), expected.len(), "{rows} x {dim}, {query}");
+                    assert!(!skip || found.iter().all(|neighbour| neighbour.row != query));
+                    let different: BTreeSet<usize> = found.iter().map(|neighbour| neighbour.row).collect();
+                    assert_eq!(different.len(), found.len());
+                    // Products are summed in another order: rows whose similarities agree to rounding may change places.
+                    for (found, expected) in found.iter().zip(expected) {
+                        assert!(
+                            (found.similarity - expected.similarity).abs() < 1e-6,
+                            "{rows} x {dim}, {query}"
+                        );
+                    }
+                }
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::eval::golden;
+use crate::eval::panels::BLOCK;
 
 #[test]
 fn accuracy_and_weights_equal_scikit_learns() {
@@ -8,7 +9,7 @@ fn accuracy_and_weights_equal_scikit_learns() {
 
     let x = points.select(&split.bank);
     let targets = (0..60).map(|i| i % 3).collect();
-    let problem = Problem::new(Standardiser::fit(&x).apply(&x), targets, 3, 1.0 / 60.0);
+    let problem = Problem::new(&x, &Standardiser::fit(&x), targets, 3, 1.0 / 60.0);
     let weights = lbfgs::minimise(&problem);
     let squared: f64 = weights[..18].iter().map(|weight| weight * weight).sum();
     assert!((squared - golden::WEIGHTS).abs() < 1e-3, "{squared}");
@@ -17,8 +18,8 @@ fn accuracy_and_weights_equal_scikit_learns() {
 #[test]
 fn the_gradient_equals_finite_differences() {
     let points = golden::points().select(&(0..20).collect::<Vec<_>>());
-    let x = Matrix { rows: 20, cols: 6, data: points.data };
-    let problem = Problem::new(x, (0..20).map(|i| i % 3).collect(), 3, 0.1);
+    let problem =
+        Problem::new(&points, &Standardiser::fit(&points), (0..20).map(|i| i % 3).collect(), 3, 0.1);
     let weights: Vec<f64> = (0..21).map(|i| 0.1 * f64::from(i) - 1.0).collect();
     let (_, gradient) = problem.evaluate(&weights);
     for index in 0..weights.len() {
@@ -71,7 +72,7 @@ fn the_fit_ends_where_the_gradient_is_small() {
     let data = (0..rows * dim).map(|i| ((i * i) as f64 * 0.37).sin() as f32 + (i % 3) as f32).collect();
     let x = Embeddings::new(rows, dim, data);
     let targets = (0..rows).map(|i| (i * i + i / 5) % 3).collect();
-    let problem = Problem::new(Standardiser::fit(&x).apply(&x), targets, 3, 1.0 / rows as f64);
+    let problem = Problem::new(&x, &Standardiser::fit(&x), targets, 3, 1.0 / rows as f64);
     let (_, gradient) = problem.evaluate(&lbfgs::minimise(&problem));
     assert!(gradient.iter().all(|slope| slope.abs() <= 1e-5), "{gradient:?}");
 }
