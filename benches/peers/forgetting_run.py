@@ -1,8 +1,8 @@
 """One run of the forgetting benchmark in PyTorch: SimCLR on period a, lwf on period b, then probes, as the Rust side.
 
 Variants: `eager`, `compile` (the losses and the augmentation; compiled before the first run). Frames are decoded once and
-lie in memory as uint8. torchvision's v2 transforms draw one crop a call: called view by view they take longer than the
-training step, so views are augmented here as a batch, with a crop, factors and coins for each.
+lie in memory as uint8. torchvision's v2 transforms draw one crop a call: called view by view they take as much CPU time
+as the training step, so views are augmented here as a batch, in a tenth of it, with a crop, factors and coins for each.
 """
 
 import math
