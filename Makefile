@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-small bench-periods bench-daemon clean
+.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-small bench-periods bench-daemon bench-run bench-precision streams clean
 
 CARGO ?= cargo
 STEP := tools/step.sh
@@ -53,7 +53,7 @@ cuda: setup ## a release binary with the cuda feature, target/cuda/release/palim
 	tools/cuda/build.sh
 
 bench: setup ## docs/performance.md anew, every row against its peers; BENCH="--rows vit_tiny --pairs 9", PYTHON=... if you like
-	python=$$(tools/bench/python.sh $(TARGET)/bench-python) && \
+	python=$$(tools/python.sh benches/peers/requirements.txt $(TARGET)/bench-python) && \
 	$(CARGO) bench --locked --bench performance -- \
 	  --python "$$python" --results $(abspath $(TARGET))/performance/results.json $(BENCH)
 
@@ -65,6 +65,19 @@ bench-periods: setup ## 50 equal periods through the daemon: is a late one as ch
 
 bench-daemon: setup ## ingest and embed without and with a training process beside them; BENCH=--small for a trial. Writes the same page
 	$(CARGO) bench --locked --bench daemon -- training $(BENCH)
+
+bench-run: setup streams ## one run of the forgetting benchmark beside PyTorch; writes docs/learning_performance.md
+	python=$$(tools/python.sh benches/peers/requirements.txt $(TARGET)/bench-python) && \
+	$(CARGO) bench --locked --bench performance -- forgetting-run \
+	  --stream $(abspath $(TARGET))/streams/atari-digits-40 --python "$$python" $(BENCH)
+
+bench-precision: setup streams ## the loss with products in bf16 and in f32, several seeds; writes the same page
+	$(CARGO) bench --locked --bench performance -- precision --stream $(abspath $(TARGET))/streams/atari-digits-40 $(BENCH)
+
+streams: ## the streams of the forgetting benchmark, Atari games then digits, in target/streams/atari-digits-40 and -20
+	python=$$(tools/python.sh tools/streams/requirements.txt $(TARGET)/streams-python) && \
+	"$$python" tools/streams/atari_digits.py $(TARGET)/streams/atari-digits-40 && \
+	"$$python" tools/streams/atari_digits.py $(TARGET)/streams/atari-digits-20 --games 20
 
 clean: ## remove what was built
 	$(CARGO) clean

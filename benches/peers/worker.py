@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 
-KINDS = ["training", "embed", "data", "evaluate"]
+KINDS = ["training", "embed", "data", "evaluate", "forgetting_run"]
 
 
 def own_the_output():
@@ -44,7 +44,7 @@ def main():
         wall, cpu = time.perf_counter(), side.cpu_seconds()
         side.repeat()
         wall, cpu = time.perf_counter() - wall, side.cpu_seconds() - cpu
-        print(json.dumps({"wall_s": wall, "cpu_s": cpu}), file=answers, flush=True)
+        print(json.dumps({"wall_s": wall, "cpu_s": cpu, "check": side.check}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

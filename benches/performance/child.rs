@@ -20,11 +20,13 @@ pub struct Ready {
 }
 
 /// The answer to a `go`.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Measured {
     pub wall_s: f64,
     /// User and system time of all of the side's threads and processes.
     pub cpu_s: f64,
+    /// The side's numbers after it, as [`Ready::check`] before the first.
+    pub check: Vec<f64>,
 }
 
 pub struct Side {

@@ -33,6 +33,8 @@ pub struct SideResult {
     pub wall_s: Vec<f64>,
     pub cpu_s: Vec<f64>,
     pub peak_bytes: u64,
+    /// Its numbers after the last round.
+    pub check: Vec<f64>,
 }
 
 impl SideResult {
@@ -73,7 +75,8 @@ pub fn run(options: &Options) -> Result<()> {
         prepare(row.as_ref(), folder.path(), false)?;
         for &threads in &options.threads {
             eprintln!("{}, threads: {threads}", row.title());
-            results.push(measure(row.as_ref(), folder.path(), threads, options)?);
+            let effort = Effort { threads, rounds: options.pairs, python: &options.python };
+            results.push(measure(row.as_ref(), folder.path(), effort)?);
             report::save(&machine, &results, &options.results)?;
         }
     }
@@ -169,16 +172,26 @@ impl Sides {
     }
 }
 
-fn measure(row: &dyn Row, folder: &Path, threads: usize, options: &Options) -> Result<RowResult> {
-    let mut all = Sides::start(row, folder, threads, &options.python)?;
+/// How a row is measured.
+#[derive(Clone, Copy)]
+pub struct Effort<'a> {
+    pub threads: usize,
+    pub rounds: usize,
+    pub python: &'a Path,
+}
+
+/// Measures a row whose inputs are in `folder`.
+pub fn measure(row: &dyn Row, folder: &Path, effort: Effort<'_>) -> Result<RowResult> {
+    let Effort { threads, rounds, python } = effort;
+    let mut all = Sides::start(row, folder, threads, python)?;
     let count = all.sides.len();
     let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); count];
-    for round in 0..options.pairs {
+    for round in 0..rounds {
         for turn in order(round, count) {
             measured[turn].push(all.sides[turn].measure()?);
         }
         let last = measured.iter().zip(&all.names).filter_map(|(times, name)| {
-            let Measured { wall_s, cpu_s } = times.last()?;
+            let Measured { wall_s, cpu_s, .. } = times.last()?;
             Some(format!("{name} {wall_s:.3} ({cpu_s:.3})"))
         });
         let last: Vec<_> = last.collect();
@@ -192,6 +205,7 @@ fn measure(row: &dyn Row, folder: &Path, threads: usize, options: &Options) -> R
             wall_s: times.iter().map(|time| time.wall_s).collect(),
             cpu_s: times.iter().map(|time| time.cpu_s).collect(),
             peak_bytes: side.peak_bytes()?,
+            check: times.last().map(|time| time.check.clone()).unwrap_or_default(),
         };
         side.end()?;
         sides.insert(name, result);

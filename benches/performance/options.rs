@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use palimpsest::model::Architecture;
 
 #[derive(Parser)]
 #[command(about = "Measures every row of docs/performance.md in interleaved rounds with its peers")]
@@ -36,8 +37,46 @@ pub struct Options {
     pub command: Option<Command>,
 }
 
+/// Of a benchmark of learning, which has a page of its own.
+#[derive(clap::Args)]
+pub struct Learning {
+    /// The stream, as `make streams` makes it.
+    #[arg(long)]
+    pub stream: PathBuf,
+    /// Print what came out without writing docs/learning_performance.md.
+    #[arg(long)]
+    pub no_write: bool,
+    /// Cargo says it to every benchmark.
+    #[arg(long, hide = true)]
+    pub bench: bool,
+}
+
 #[derive(Subcommand)]
 pub enum Command {
+    /// One run of the forgetting benchmark beside PyTorch.
+    ForgettingRun {
+        #[command(flatten)]
+        learning: Learning,
+        /// Rounds: in each, every side runs once.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Interpreter of the peer, with benches/peers/requirements.txt installed.
+        #[arg(long, default_value = "python3")]
+        python: PathBuf,
+    },
+    /// The loss with products in bf16 and in f32.
+    Precision {
+        #[command(flatten)]
+        learning: Learning,
+        /// Networks to train; all if not given.
+        #[arg(long, value_delimiter = ',')]
+        networks: Vec<Architecture>,
+        /// Runs of each precision.
+        #[arg(long, default_value_t = 3)]
+        seeds: u64,
+        #[arg(long, default_value_t = 500)]
+        steps: u64,
+    },
     /// Our side of a row: says when it is ready, then works once for each line on its standard input.
     #[command(hide = true)]
     Worker {

@@ -104,12 +104,12 @@ fn rows_line(result: &RowResult, row: &dyn Row, comparison: &Comparison) -> Resu
     ))
 }
 
-fn ratios(ours: &[f64], theirs: &[f64]) -> Median {
+pub fn ratios(ours: &[f64], theirs: &[f64]) -> Median {
     let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
     median(&ratios)
 }
 
-fn ratio_text(ratio: &Median) -> String {
+pub fn ratio_text(ratio: &Median) -> String {
     match ratio.interval {
         Some((low, high)) => format!("**{:.2}** [{low:.2}, {high:.2}]", ratio.value),
         None => format!("**{:.2}**", ratio.value),
@@ -128,7 +128,7 @@ fn time_text(row: &dyn Row, side: &SideResult) -> String {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub fn mebibytes(bytes: u64) -> String {
     format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
 }
 

@@ -10,7 +10,11 @@ const THREADS: usize = 2;
 
 /// Every row's inputs are made, its side gets ready, gives numbers that hold, works once more, and ends well.
 pub fn run(options: &Options) -> Result<()> {
-    for row in rows::select(&options.rows)? {
+    let mut chosen = rows::select(&options.rows)?;
+    if options.rows.is_empty() {
+        chosen.extend(rows::apart());
+    }
+    for row in chosen {
         let folder = tempfile::tempdir()?;
         prepare(row.as_ref(), folder.path(), true)?;
         for ours in row.ours() {

@@ -6,13 +6,15 @@
 mod data;
 mod embed;
 mod evaluate;
-mod files;
+pub mod files;
 mod gemm;
 mod training;
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
+
+use crate::learning::run::ForgettingRun;
 
 /// Our side as users get it.
 pub const OURS: &str = "palimpsest";
@@ -104,6 +106,11 @@ pub fn all() -> Vec<Box<dyn Row>> {
     rows
 }
 
+/// Rows that have a page of their own.
+pub fn apart() -> Vec<Box<dyn Row>> {
+    vec![Box::new(ForgettingRun)]
+}
+
 /// The rows of the given names, or all of them if there is none.
 pub fn select(names: &[String]) -> Result<Vec<Box<dyn Row>>> {
     match names {
@@ -114,7 +121,7 @@ pub fn select(names: &[String]) -> Result<Vec<Box<dyn Row>>> {
 
 pub fn find(name: &str) -> Result<Box<dyn Row>> {
     let gemm: Box<dyn Row> = Box::new(gemm::Gemm);
-    let mut rows = all().into_iter().chain([gemm]);
+    let mut rows = all().into_iter().chain(apart()).chain([gemm]);
     rows.find(|row| row.name() == name).with_context(|| {
         let names: Vec<_> = all().iter().map(|row| row.name()).collect();
         format!("no row {name:?}: there are {}", names.join(", "))

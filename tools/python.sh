@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Prints the interpreter of the benchmark's peers: $PYTHON if it is set, else one in the folder $1 with exactly
-# benches/peers/requirements.txt, which is made or brought up to date first.
+# Prints an interpreter that has exactly the packages of a requirements file: python.sh REQUIREMENTS FOLDER. It is
+# $PYTHON if that is set, else the one of a virtual environment in FOLDER, which is made or brought up to date first.
 set -euo pipefail
 if [ -n "${PYTHON:-}" ]; then
   echo "$PYTHON"
   exit
 fi
-environment=$1
-requirements=$(cd "$(dirname "$0")/../.." && pwd)/benches/peers/requirements.txt
+requirements=$1
+environment=$2
 if ! cmp -s "$requirements" "$environment/installed.txt"; then
-  echo "== installing the peers' Python packages into $environment" >&2
+  echo "== installing the Python packages of $requirements into $environment" >&2
   rm -rf "$environment"
   python3 -m venv "$environment"
   "$environment/bin/pip" install --quiet --requirement "$requirements" >&2

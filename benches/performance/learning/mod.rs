@@ -1,0 +1,56 @@
+//! Whole runs of learning instead of single steps: docs/learning_performance.md.
+//!
+//! [`run`] is one run of the forgetting benchmark against PyTorch's, [`precision`] the loss in two precisions. Both learn
+//! on a benchmark stream ([`stream`]) with the benchmark's settings ([`recipe`]), and put their part of the page in place
+//! of the former one.
+
+mod chart;
+mod page;
+mod precision;
+pub mod recipe;
+pub mod run;
+mod spread;
+mod stream;
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use palimpsest::model::Architecture;
+
+use crate::driver::{self, Effort};
+use crate::machine::Machine;
+use crate::options::Learning;
+use crate::rows::Row;
+
+/// Measures [`run::ForgettingRun`] in `rounds` rounds.
+pub fn forgetting_run(learning: &Learning, rounds: usize, python: &Path) -> Result<()> {
+    ensure!(rounds > 0, "--rounds must be at least 1");
+    let (row, folder) = (run::ForgettingRun, tempfile::tempdir()?);
+    symlink(
+        learning.stream.canonicalize().with_context(|| no_stream(learning))?,
+        folder.path().join(run::STREAM),
+    )?;
+    driver::prepare(&row, folder.path(), false)?;
+    let result = driver::measure(&row, folder.path(), Effort { threads: recipe::THREADS, rounds, python })?;
+    let comparison = row.comparisons().into_iter().next().context("the run has a peer")?;
+    let text = page::forgetting_run(&Machine::inspect()?, &result, &comparison)?;
+    page::replace(learning, "make bench-run", &text)
+}
+
+/// Trains `networks` (all if none is named) in both precisions with `seeds` seeds.
+pub fn precision(learning: &Learning, networks: &[Architecture], seeds: u64, steps: u64) -> Result<()> {
+    // First of all, while there is one thread.
+    palimpsest::train::runtime::prepare(recipe::THREADS)?;
+    let periods = stream::read(&learning.stream).with_context(|| no_stream(learning))?;
+    let period = periods.first().context("a stream has a period")?;
+    let curves = precision::curves(period, networks, seeds, steps)?;
+    if !learning.no_write {
+        std::fs::write(page::PICTURE, chart::precisions(&curves)?)?;
+    }
+    page::replace(learning, "make bench-precision", &page::precision(&Machine::inspect()?, &curves)?)
+}
+
+fn no_stream(learning: &Learning) -> String {
+    format!("no stream in {}: `make streams` makes it", learning.stream.display())
+}
