@@ -139,7 +139,7 @@ enum Block {
     /// Trained: joined for each pass, so that an update is seen.
     Moving(Vec<Tensor>),
     /// Frozen: joined and prepared once.
-    Still(FrozenBlock),
+    Still(Box<FrozenBlock>),
 }
 
 impl Block {
@@ -153,7 +153,7 @@ impl Block {
         Ok(if parts.iter().any(Tensor::track_op) {
             Block::Moving(parts)
         } else {
-            Block::Still(FrozenBlock::new(joined(&parts)?, width, precision)?)
+            Block::Still(Box::new(FrozenBlock::new(joined(&parts)?, width, precision)?))
         })
     }
 
