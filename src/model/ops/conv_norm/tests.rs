@@ -204,17 +204,31 @@ proptest! {
     }
 }
 
-/// Most of the distance of gradients is that of elements near 0, which pass a ReLU in the one arithmetic alone.
+/// Most of the distance of gradients is that of the few elements near 0 that pass a ReLU in one arithmetic alone: of one
+/// input it is chance (the ratio below lay between 0.3 and 4.7), so that it is taken over several. There results are 1.3
+/// times as far, because the convolution's is rounded too, and gradients 0.8 to 1.35 times.
 #[test]
 fn bf16_is_about_as_close_to_f32_as_separate_operations_are() {
+    const INPUTS: u64 = 6;
     for shape in SHAPES {
-        let inputs = shape.inputs(((8, 16, 16), channels(shape, 24, 24)));
-        let exact = shape.results(&inputs, Precision::F32);
-        let own = shape.results(&inputs, Precision::Bf16);
-        let separate = results(&inputs, |x| shape.separately(x, Precision::Bf16));
-        for ((exact, own), separate) in exact.iter().zip(&own).zip(&separate) {
-            let (own, separate) = (distance(exact, own), distance(exact, separate));
-            assert!(own < 1.5 * separate + 2e-3, "{shape:?}: {own}, separately {separate}");
+        let mut squares: Vec<[f64; 2]> = Vec::new();
+        for seed in 0..INPUTS {
+            let mut inputs = shape.inputs(((8, 16, 16), channels(shape, 24, 24)));
+            inputs[0] = random(inputs[0].shape(), 100 + seed);
+            let exact = shape.results(&inputs, Precision::F32);
+            let own = shape.results(&inputs, Precision::Bf16);
+            let separate = results(&inputs, |x| shape.separately(x, Precision::Bf16));
+            squares.resize(exact.len(), [0.0; 2]);
+            for (squares, ((exact, own), separate)) in
+                squares.iter_mut().zip(exact.iter().zip(&own).zip(&separate))
+            {
+                squares[0] += distance(exact, own).powi(2) / INPUTS as f64;
+                squares[1] += distance(exact, separate).powi(2) / INPUTS as f64;
+            }
+        }
+        for (index, squares) in squares.iter().enumerate() {
+            let [own, separate] = squares.map(f64::sqrt);
+            assert!(own < 1.5 * separate + 1e-4, "{shape:?}, {index}: {own}, separately {separate}");
         }
     }
 }
