@@ -13,7 +13,7 @@ mod versions;
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -31,6 +31,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 /// How long a transaction waits for another process's one. They take milliseconds; larger hides a stuck
 /// process, smaller fails when a slow disk syncs.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pause before a file that another process is just making is opened again. It makes it in milliseconds.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// Connections of one process: one writes at a time, the others read beside it.
 const CONNECTIONS: u32 = 4;
@@ -92,6 +95,12 @@ fn counted<T>(result: Result<T>) -> Result<T> {
     result
 }
 
+/// SQLITE_BUSY, or one of its extended codes: another connection holds the lock.
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| code & 0xff == 5)
+}
+
 impl SqliteRegistry {
     /// Opens the database that `url` names, `sqlite:///path/to/file` or `sqlite::memory:` (which lives as long
     /// as this value and its clones), making the file and its directory where they are missing. The schema is
@@ -112,10 +121,19 @@ impl SqliteRegistry {
             .max_connections(if in_memory { 1 } else { CONNECTIONS })
             .min_connections(1)
             .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options)
-            .await?;
-        Ok(Self { pool, pipeline: pipeline.to_owned() })
+            .max_lifetime(None);
+        let started = Instant::now();
+        loop {
+            match pool.clone().connect_with(options.clone()).await {
+                Ok(pool) => return Ok(Self { pool, pipeline: pipeline.to_owned() }),
+                // SQLite waits for no lock while it switches a new file to write-ahead logging: two that open it at once
+                // may meet there.
+                Err(error) if is_busy(&error) && started.elapsed() < BUSY_TIMEOUT => {
+                    tokio::time::sleep(OPEN_AGAIN_AFTER).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Closes all connections; the last process to do so folds the write-ahead log into the file.
