@@ -198,6 +198,9 @@ proptest! {
     ) {
         let windows = shape.windows();
         prop_assume!(windows[0].positions(height) * windows[0].positions(width) > 0);
+        // One tap of one channel is normalised away: what is left of its gradient is the difference of numbers so much larger
+        // that f32, in either way of computing it, has lost it.
+        prop_assume!(windows.iter().all(|window| from * window.kernel > 1));
         let inputs = shape.inputs(((batch, height, width), channels(shape, from, 2 * half_out)));
         let own = |x: &[Tensor]| Ok(shape.apply(x, Precision::F32)?.0);
         assert_same(&inputs, own, |x| Ok(shape.reference(x)?.0));
