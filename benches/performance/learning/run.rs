@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::recipe::{Settings, Training, precision_text};
 use super::stream::{self, Period, entries};
-use crate::rows::{Comparison, OURS, Row, Units, Work, files};
+use crate::rows::{Comparison, OURS, Row, Work, files};
 
 /// What a side reports after a run, in this order.
 pub const SCORES: [&str; 10] = [
@@ -79,18 +79,6 @@ impl Row for ForgettingRun {
             tolerance: 1e-3,
             checked: OURS,
         }]
-    }
-
-    fn warm_up(&self) -> usize {
-        0
-    }
-
-    fn units(&self) -> Units {
-        Units { count: 1, name: "run", as_rate: false }
-    }
-
-    fn flops(&self) -> Option<f64> {
-        None
     }
 
     fn prepare(&self, folder: &Path, small: bool) -> Result<()> {

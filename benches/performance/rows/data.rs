@@ -77,10 +77,6 @@ impl Row for Data {
         Units { count: BATCH * BATCHES, name: "frame", as_rate: true }
     }
 
-    fn flops(&self) -> Option<f64> {
-        None
-    }
-
     fn prepare(&self, folder: &Path, small: bool) -> Result<()> {
         let defaults = files::defaults()?;
         let batches = if small { SMALL_BATCHES } else { BATCHES };

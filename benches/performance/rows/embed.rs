@@ -88,10 +88,6 @@ impl Row for Embed {
         Units { count: self.inner, name: "batch", as_rate: false }
     }
 
-    fn flops(&self) -> Option<f64> {
-        None
-    }
-
     fn prepare(&self, folder: &Path, small: bool) -> Result<()> {
         let patch_size = files::default(&files::defaults()?, "model", "patch_size")?;
         let plan = Plan {

@@ -11,7 +11,7 @@ use palimpsest::eval::split::Split;
 use palimpsest::eval::{Embeddings, drift, knn, linear_probe};
 use serde::{Deserialize, Serialize};
 
-use super::{Comparison, OURS, Row, Units, Work, files};
+use super::{Comparison, OURS, Row, Work, files};
 
 const ROWS: usize = 10_000;
 const SMALL_ROWS: usize = 1_000;
@@ -54,18 +54,6 @@ impl Row for Evaluate {
             tolerance: 5e-3,
             checked: OURS,
         }]
-    }
-
-    fn warm_up(&self) -> usize {
-        0
-    }
-
-    fn units(&self) -> Units {
-        Units { count: 1, name: "run", as_rate: false }
-    }
-
-    fn flops(&self) -> Option<f64> {
-        None
     }
 
     fn prepare(&self, folder: &Path, small: bool) -> Result<()> {

@@ -38,12 +38,18 @@ pub trait Row {
     fn comparisons(&self) -> Vec<Comparison>;
 
     /// Repetitions before the first that counts.
-    fn warm_up(&self) -> usize;
+    fn warm_up(&self) -> usize {
+        0
+    }
 
-    fn units(&self) -> Units;
+    fn units(&self) -> Units {
+        Units { count: 1, name: "run", as_rate: false }
+    }
 
     /// Operations of one repetition, where the row is compared with the machine's peak.
-    fn flops(&self) -> Option<f64>;
+    fn flops(&self) -> Option<f64> {
+        None
+    }
 
     /// Writes what both sides read. `small`: sizes for a trial instead of a measurement.
     fn prepare(&self, folder: &Path, small: bool) -> Result<()>;

@@ -19,7 +19,7 @@ use super::batch_norm::Activation;
 use super::bf16::Bf16;
 use super::kernel::View;
 use super::panels::Panels;
-use super::patches::Geometry;
+use super::patches::{Geometry, Product};
 use super::single::Single;
 use super::vector::widest;
 use winograd::Winograd;
@@ -183,39 +183,36 @@ fn forward<A: Arithmetic<Wide = f32>>(
     weight: &Panels<A>,
     (behind, shortcut): (Behind<'_>, Option<&[f32]>),
 ) -> Vec<f32> {
-    let (out, positions) = (geometry.out_channels, geometry.positions());
-    let padded = geometry.operand::<A>(x);
-    let sampling = geometry.sampling(&padded);
-    let right = weight.right();
-    let mut y = vec![0.0; positions * out];
-    if positions <= FEW_POSITIONS && out > PANEL_COLUMNS {
-        let mut starts = Vec::new();
-        let patches = padded.patches(&sampling, 0..positions, &mut starts);
-        let panels: Vec<Vec<f32>> = (0..out.div_ceil(PANEL_COLUMNS))
-            .into_par_iter()
-            .map_init(Vec::new, |scratch, panel| {
-                let right = right.panel(panel);
-                let mut y = vec![0.0; positions * right.columns];
-                arithmetic.multiply_patches(patches, right, &mut y, scratch);
-                y
-            })
-            .collect();
-        for (y, position) in y.chunks_exact_mut(out).zip(0..) {
-            for (y, panel) in y.chunks_mut(PANEL_COLUMNS).zip(&panels) {
-                y.copy_from_slice(&panel[position * y.len()..][..y.len()]);
-            }
-        }
+    let images = geometry.operand::<A>(x);
+    let (sampling, weight) = (geometry.sampling(&images), weight.right());
+    let product = Product { arithmetic, images: &images, sampling, weight };
+    if geometry.positions() <= FEW_POSITIONS && geometry.out_channels > PANEL_COLUMNS {
+        let mut y = by_panels(&product);
         behind.apply(&mut y, shortcut);
         return y;
     }
-    let tile = geometry.positions_per_tile::<A>();
-    let room = || (Vec::new(), Vec::new());
-    y.par_chunks_mut(tile * out).enumerate().for_each_init(room, |(starts, scratch), (index, y)| {
-        let positions = index * tile..index * tile + y.len() / out;
-        let elements = positions.start * out..positions.end * out;
-        arithmetic.multiply_patches(padded.patches(&sampling, positions, starts), right, y, scratch);
-        behind.apply(y, shortcut.map(|shortcut| &shortcut[elements]));
+    let out = geometry.out_channels;
+    let (y, _) = product.for_tiles(|positions, product, y: &mut [f32]| {
+        y.copy_from_slice(product);
+        behind.apply(y, shortcut.map(|shortcut| &shortcut[positions.start * out..positions.end * out]));
     });
+    y
+}
+
+/// All positions at once, panel after panel of the weight.
+fn by_panels<A: Arithmetic<Wide = f32>>(product: &Product<'_, A>) -> Vec<f32> {
+    let out = product.weight.columns;
+    let panels: Vec<Vec<f32>> = (0..out.div_ceil(PANEL_COLUMNS))
+        .into_par_iter()
+        .map(|panel| Product { weight: product.weight.panel(panel), ..*product }.all())
+        .collect();
+    let positions = panels[0].len() / PANEL_COLUMNS.min(out);
+    let mut y = vec![0.0; positions * out];
+    for (position, y) in y.chunks_exact_mut(out).enumerate() {
+        for (y, panel) in y.chunks_mut(PANEL_COLUMNS).zip(&panels) {
+            y.copy_from_slice(&panel[position * y.len()..][..y.len()]);
+        }
+    }
     y
 }
 

@@ -71,10 +71,6 @@ impl Geometry {
         self.batch * self.out_height * self.out_width
     }
 
-    pub(super) fn positions_per_tile<A: Arithmetic>(&self) -> usize {
-        tile::<A>(self.positions())
-    }
-
     pub(super) fn weight_elements(&self) -> usize {
         self.out_channels * self.channels * self.window.kernel * self.window.kernel
     }

@@ -47,6 +47,14 @@ impl<A: Arithmetic> Product<'_, A> {
         })
     }
 
+    /// The whole product on the calling thread: [positions, columns].
+    pub(in crate::model::ops) fn all(&self) -> Vec<A::Wide> {
+        let positions = 0..self.images.batch * self.sampling.an_image();
+        let (mut starts, mut gathered, mut product) = (Vec::new(), Vec::new(), Vec::new());
+        self.multiply(positions, &mut starts, &mut gathered, &mut product);
+        product
+    }
+
     fn multiply(
         &self,
         positions: Range<usize>,

@@ -10,7 +10,7 @@ use super::super::kernel::View;
 use super::super::single::Single;
 use super::forward::Forward;
 use super::weights::ForwardWeights;
-use super::{BlockSpec, Geometry, transformer_block};
+use super::{BlockLayout, BlockSpec, Geometry, transformer_block};
 
 /// See the module's text.
 pub struct FrozenBlock {
@@ -25,18 +25,12 @@ enum Prepared {
 }
 
 impl FrozenBlock {
-    /// `parameters`: a vector in [`super::BlockLayout`]'s order for blocks of `width`.
+    /// `parameters`: a vector in [`BlockLayout`]'s order for blocks of `width`.
     ///
     /// # Errors
     /// For parameters of another width.
     pub fn new(parameters: Tensor, width: usize, precision: Precision) -> Result<Self> {
-        let expected = super::BlockLayout { width }.elements();
-        if parameters.dims() != [expected] {
-            candle_core::bail!(
-                "transformer-block: {:?} are not the {expected} parameters of width {width}",
-                parameters.shape()
-            );
-        }
+        BlockLayout { width }.check(parameters.shape())?;
         let ours = matches!(parameters.device(), Device::Cpu) && parameters.dtype() == DType::F32;
         let prepare = || -> Result<Prepared> {
             let view = View::of(&parameters);

@@ -100,6 +100,18 @@ impl BlockLayout {
         BlockParameter::ALL.into_iter().map(|parameter| self.elements_of(parameter)).sum()
     }
 
+    /// An error where tensors of such a shape are not these parameters.
+    fn check(self, parameters: &Shape) -> Result<()> {
+        let expected = self.elements();
+        if parameters.dims() != [expected] {
+            bail!(
+                "transformer-block: {parameters:?} are not the {expected} parameters of width {}",
+                self.width
+            );
+        }
+        Ok(())
+    }
+
     fn range(self, parameter: BlockParameter) -> Range<usize> {
         let before = BlockParameter::ALL.into_iter().take_while(|other| *other != parameter);
         let start = before.map(|other| self.elements_of(other)).sum();
@@ -189,13 +201,7 @@ impl Geometry {
         if heads == 0 || batch * tokens * width == 0 || width % multiple != 0 {
             bail!("transformer-block: {heads} heads do not fit {:?} in {precision:?}", x.shape());
         }
-        let expected = BlockLayout { width }.elements();
-        if parameters.dims() != [expected] {
-            bail!(
-                "transformer-block: {:?} are not the {expected} parameters of width {width}",
-                parameters.shape()
-            );
-        }
+        BlockLayout { width }.check(parameters.shape())?;
         Ok(Geometry { batch, tokens, queries: output.tokens(tokens), width, heads, norm_eps })
     }
 

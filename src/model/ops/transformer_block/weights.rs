@@ -2,7 +2,7 @@
 
 use super::super::arithmetic::{Arithmetic, Right, Rows};
 use super::super::panels::Panels;
-use super::{BlockParameter as P, Geometry, MLP_RATIO};
+use super::{BlockLayout, BlockParameter as P, Geometry, MLP_RATIO};
 
 /// For the forward pass: contracted over their inputs, made once a pass, or once for ever where they are frozen. Each is
 /// cut into products of [width, width], whose results a thread keeps in its cache.
@@ -16,9 +16,9 @@ pub(super) struct ForwardWeights<A: Arithmetic> {
 }
 
 impl<A: Arithmetic> ForwardWeights<A> {
-    /// `parameters` in the order of [`super::BlockLayout`].
+    /// `parameters` in the order of [`BlockLayout`].
     pub(super) fn new(width: usize, parameters: &[A::Wide]) -> Self {
-        let layout = super::BlockLayout { width };
+        let layout = BlockLayout { width };
         let part = |parameter: P, start: usize, stride: usize| {
             let data = &parameters[layout.range(parameter)][start..];
             Panels::of_rows(Rows { data, rows: width, columns: width, stride })
