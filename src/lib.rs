@@ -23,6 +23,7 @@ pub mod store;
 pub mod supervisor;
 pub mod train;
 pub mod types;
+mod widest;
 
 /// Of this program, as `--version` prints it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -9,7 +9,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::Embeddings;
-use super::wide::widest;
+use crate::widest::widest;
 
 /// Rows of one part. Larger: fewer partial sums, but too few parts for many cores and longer chains of f32 sums.
 const BLOCK: usize = 512;

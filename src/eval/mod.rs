@@ -19,13 +19,12 @@ mod neighbours;
 mod panels;
 mod random;
 pub mod split;
-mod wide;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{EventTime, PeriodId, Version};
-use wide::widest;
+use crate::widest::widest;
 
 /// Row-major f32 `[rows, dim]`.
 #[derive(Debug, Clone, PartialEq)]

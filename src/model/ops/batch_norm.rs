@@ -15,7 +15,7 @@ use super::has_kernel;
 use super::kernel::{
     Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
 };
-use super::vector::widest;
+use crate::widest::widest;
 
 /// What follows the normalisation. ReLU's gradient at 0 is 0, as in torch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

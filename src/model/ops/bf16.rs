@@ -8,7 +8,7 @@ use super::arithmetic::{Arithmetic, Left, PANEL_COLUMNS, Patches, Right, Rows, g
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 use super::matrix::Write;
-use super::vector::widest;
+use crate::widest::widest;
 
 /// The bits of a bf16: the upper half of an f32's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,7 +10,8 @@ use super::has_kernel;
 use super::kernel::{
     Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_in_order, tensor_like, with_real,
 };
-use super::vector::{mean_and_scale, sum_of, sum_of_three, widest};
+use super::vector::{mean_and_scale, sum_of, sum_of_three};
+use crate::widest::widest;
 
 /// `x` [.., width], `gamma` and `beta` [width] -> [.., width].
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {

@@ -10,8 +10,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::kernel::{Real, View, into_storage, slice, tensor_like, with_real};
-use super::vector::widest;
 use super::{Window, has_kernel};
+use crate::widest::widest;
 
 /// `x` [batch, height, width, channels] -> [batch, out_height, out_width, channels]. Padding never wins; it must be
 /// at most half the kernel, so that no window lies in it altogether.

@@ -1,4 +1,4 @@
-//! Loops over contiguous rows, compiled for the widest vector instructions of the machine that runs them.
+//! Sums and functions of contiguous rows, in a form that becomes vector code inside [`crate::widest::widest`].
 //!
 //! Sums keep [`LANES`] partial sums, which a compiler may not introduce by itself because it changes the order of
 //! additions. The order here is fixed, and there are no fused multiply-adds, so that a result does not depend on which
@@ -8,27 +8,6 @@ use super::kernel::Real;
 
 /// Partial sums of a row: a 512-bit register of f32. More cost short rows, fewer leave wide registers empty.
 const LANES: usize = 16;
-
-/// Runs its body, and whatever is inlined into it, compiled for AVX-512, AVX2 or the baseline, as the machine has them.
-/// A macro, because the body must be inlined into each of the versions: without that it is compiled for the baseline alone.
-macro_rules! widest {
-    ($($body:tt)+) => {
-        pulp::Arch::new().dispatch(crate::model::ops::vector::Body(#[inline(always)] || { $($body)+ }))
-    };
-}
-pub(super) use widest;
-
-/// A body of [`widest`]. `FnMut`, because calling a closure by value goes through a function that is not inlined.
-pub(super) struct Body<F>(pub F);
-
-impl<F: FnMut()> pulp::NullaryFnOnce for Body<F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(mut self) {
-        (self.0)();
-    }
-}
 
 /// Sum over i of `term(a[i], b[i])`; both of one length.
 #[inline(always)]

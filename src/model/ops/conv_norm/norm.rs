@@ -6,7 +6,7 @@
 use super::super::arithmetic::Arithmetic;
 use super::super::batch_norm::{Activation, HostMoments};
 use super::super::kernel::{ELEMENTS_PER_PART, Real, in_parts, rows_per_part, sum_over_parts};
-use super::super::vector::widest;
+use crate::widest::widest;
 
 /// Elements that are computed side by side: a 512-bit register of f32.
 const LANES: usize = 16;

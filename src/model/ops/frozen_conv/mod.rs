@@ -21,7 +21,7 @@ use super::kernel::View;
 use super::panels::Panels;
 use super::patches::{Geometry, Product};
 use super::single::Single;
-use super::vector::widest;
+use crate::widest::widest;
 use winograd::Winograd;
 
 /// Up to so many output positions the work is shared out by panels of channels: a tile of fewer rows would read the whole

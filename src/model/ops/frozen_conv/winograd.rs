@@ -17,8 +17,8 @@ use super::super::matrix::Write;
 use super::super::panels::Panels;
 use super::super::patches::Geometry;
 use super::super::single::Single;
-use super::super::vector::widest;
 use super::{Behind, CHANNELS_PER_RUN};
+use crate::widest::widest;
 
 /// Places of a tile: 4 x 4.
 const PLACES: usize = 16;

@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use super::Window;
 use super::arithmetic::{Arithmetic, Patches, Right, Rows};
-use super::vector::widest;
+use crate::widest::widest;
 
 /// Output positions of one tile: enough rows to read the weight from the second-level cache seldom, few enough that a
 /// tile's gathered patches stay there.

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::super::arithmetic::{Arithmetic, Right};
 use super::super::kernel::{Real, in_parts};
-use super::super::vector::widest;
 use super::{FEWEST_TILES, Geometry, KernelOrder, Padded, Phase, Sampling, TILE_POSITIONS, reached, tile};
+use crate::widest::widest;
 
 /// Patches and what they are multiplied by.
 pub(in crate::model::ops) struct Product<'a, A: Arithmetic> {

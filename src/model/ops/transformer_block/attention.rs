@@ -8,7 +8,8 @@ use candle_core::{D, Result, Tensor};
 use super::super::arithmetic::{Arithmetic, Left, Right, Rows};
 use super::super::kernel::Real;
 use super::super::matrix::Write;
-use super::super::vector::{softmax, softmax_gradient, widest};
+use super::super::vector::{softmax, softmax_gradient};
+use crate::widest::widest;
 
 /// `qkv` [batch, tokens, 3 * width] -> [batch, tokens, width]
 pub(super) fn reference(qkv: &Tensor, heads: usize) -> Result<Tensor> {

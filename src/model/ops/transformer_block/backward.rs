@@ -7,10 +7,10 @@ use super::super::gelu::gelu_with_derivative;
 use super::super::kernel::{Real, sum_in_order};
 use super::super::layer_norm::{Norm, NormGradients};
 use super::super::matrix::Write;
-use super::super::vector::widest;
 use super::attention::{self, Attention};
 use super::weights::{BackwardWeights, WeightBuffers};
 use super::{BlockParameter as P, GRADIENT_PARTS, Geometry, MLP_RATIO, Saved};
+use crate::widest::widest;
 
 pub(super) struct Backward<'a, A: Arithmetic> {
     geometry: Geometry,

@@ -8,10 +8,10 @@ use super::super::kernel::Real;
 use super::super::layer_norm::Norm;
 use super::super::matrix::Write;
 use super::super::panels::Panels;
-use super::super::vector::widest;
 use super::attention::{self, Attention};
 use super::weights::ForwardWeights;
 use super::{BlockParameter as P, Geometry, MLP_RATIO, Saved};
+use crate::widest::widest;
 
 pub(super) struct Forward<'a, A: Arithmetic> {
     geometry: Geometry,
