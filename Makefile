@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-small bench-periods bench-daemon bench-run bench-precision streams clean
+.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-gpu bench-small bench-periods bench-daemon bench-run bench-precision streams clean
 
 CARGO ?= cargo
 STEP := tools/step.sh
@@ -56,6 +56,11 @@ bench: setup ## docs/performance.md anew, every row against its peers; BENCH="--
 	python=$$(tools/python.sh benches/peers/requirements.txt $(TARGET)/bench-python) && \
 	$(CARGO) bench --locked --bench performance -- \
 	  --python "$$python" --results $(abspath $(TARGET))/performance/results.json $(BENCH)
+
+bench-gpu: setup ## the same page, training steps on the first CUDA device; needs a CUDA 13 toolkit and the peers' PyTorch for it
+	python=$$(tools/python.sh benches/peers/requirements.txt $(TARGET)/bench-python) && \
+	$(CARGO) bench --locked --features cuda --bench performance -- \
+	  --gpu --threads 4 --python "$$python" --results $(abspath $(TARGET))/performance/gpu.json $(BENCH)
 
 bench-small: setup ## a trial of every benchmark row: our side alone, small sizes, no Python
 	$(CARGO) bench --locked --bench performance -- --small $(BENCH)

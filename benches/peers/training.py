@@ -20,14 +20,14 @@ def ntxent(z, tau):
     """SimCLR's loss of [2n, d]: row i and row i + n are views of one frame."""
     z = F.normalize(z, dim=1)
     logits = z @ z.T / tau
-    logits = logits.masked_fill(torch.eye(len(z), dtype=torch.bool), float("-inf"))
-    target = torch.arange(len(z)).roll(len(z) // 2)
+    logits = logits.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), float("-inf"))
+    target = torch.arange(len(z), device=z.device).roll(len(z) // 2)
     return F.cross_entropy(logits, target)
 
 
 def distillation(q, t, tau):
     logits = F.normalize(q, dim=1) @ F.normalize(t, dim=1).T / tau
-    target = torch.arange(len(q))
+    target = torch.arange(len(q), device=q.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -55,9 +55,11 @@ class Side(TorchSide):
         super().__init__(arguments.threads)
         self.plan = plan
         self.variant = arguments.variant
-        self.student = network(plan, arguments.folder).train()
-        self.teacher = network(plan, arguments.folder).eval().requires_grad_(False)
-        self.views = torch.from_numpy(tensors.load(arguments.folder / "views.safetensors")["views"])
+        device = torch.device(plan["device"])
+        self.student = network(plan, arguments.folder).train().to(device)
+        self.teacher = network(plan, arguments.folder).eval().requires_grad_(False).to(device)
+        views = torch.from_numpy(tensors.load(arguments.folder / "views.safetensors")["views"])
+        self.views = views.to(device)
         if plan["architecture"].startswith("resnet"):
             self.student, self.teacher = channels_last(self.student), channels_last(self.teacher)
             self.views = channels_last(self.views)
@@ -70,7 +72,8 @@ class Side(TorchSide):
 
     def eager_loss(self, views):
         bf16 = self.variant.endswith("bf16")
-        with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
+        device = self.views.device.type
+        with torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext():
             z = self.student(views)
             with torch.no_grad():
                 t = self.teacher(views)

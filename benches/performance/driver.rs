@@ -9,12 +9,12 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::child::{Measured, Ready, Side};
-use crate::machine::Machine;
+use crate::machine::{Machine, today};
 use crate::options::Options;
-use crate::report;
+use crate::report::{self, Results};
 use crate::rows::{self, Comparison, GEMM, OURS, Row};
 use crate::statistics::median;
 
@@ -26,7 +26,7 @@ const PEER_ALLOCATOR: [(&str, &str); 3] =
 const PEER_THREADS: [&str; 3] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"];
 
 /// One side's measurements in the order of the rounds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SideResult {
     pub description: String,
     pub versions: BTreeMap<String, String>,
@@ -44,10 +44,11 @@ impl SideResult {
 }
 
 /// A row at one number of threads.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RowResult {
     pub row: String,
     pub threads: usize,
+    pub date: String,
     pub sides: BTreeMap<String, SideResult>,
 }
 
@@ -68,19 +69,18 @@ impl RowResult {
 /// Measures the rows of `options` and writes what came out.
 pub fn run(options: &Options) -> Result<()> {
     ensure!(options.pairs > 0, "--pairs must be at least 1");
-    let machine = Machine::inspect()?;
-    let mut results = Vec::new();
-    for row in rows::select(&options.rows)? {
+    let mut measured = Results { machine: Machine::inspect(options.gpu)?, rows: Vec::new() };
+    for row in rows::select(&options.rows, options.gpu)? {
         let folder = tempfile::tempdir()?;
         prepare(row.as_ref(), folder.path(), false)?;
         for &threads in &options.threads {
             eprintln!("{}, threads: {threads}", row.title());
             let effort = Effort { threads, rounds: options.pairs, python: &options.python };
-            results.push(measure(row.as_ref(), folder.path(), effort)?);
-            report::save(&machine, &results, &options.results)?;
+            measured.rows.push(measure(row.as_ref(), folder.path(), effort)?);
+            measured.save(&options.results)?;
         }
     }
-    report::write(&machine, &results, options)
+    report::write(measured, !options.no_write)
 }
 
 /// This program as it was started, even where it has been built anew since.
@@ -210,7 +210,7 @@ pub fn measure(row: &dyn Row, folder: &Path, effort: Effort<'_>) -> Result<RowRe
         side.end()?;
         sides.insert(name, result);
     }
-    Ok(RowResult { row: row.name().to_owned(), threads, sides })
+    Ok(RowResult { row: row.name().to_owned(), threads, date: today(), sides })
 }
 
 /// Whose turn it is in a round: every other round backwards, and each pair of rounds begins with another side.

@@ -3,16 +3,20 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Instructions that decide which kernels run, on our side or the peers'.
 const FLAGS: [&str; 8] =
-    ["avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "asimddp"];
+    ["asimddp", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"];
 
-#[derive(Debug, Clone, Serialize)]
+/// Those of them that say what products run at, the widest last.
+const WIDEST: [&str; 5] = ["asimddp", "avx2", "avx512f", "avx512_bf16", "amx_bf16"];
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
-    pub date: String,
     pub cpu: String,
+    /// The GPU and its driver, where rows ran on it.
+    pub gpu: Option<String>,
     pub flags: Vec<String>,
     pub cores: usize,
     pub memory_bytes: u64,
@@ -21,7 +25,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn inspect() -> Result<Self> {
+    /// `on_gpu`: also of the first GPU.
+    pub fn inspect(on_gpu: bool) -> Result<Self> {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")?;
         let field = |name: &str| {
             let line = cpuinfo.lines().find(|line| line.split(':').next().map(str::trim) == Some(name));
@@ -32,15 +37,41 @@ impl Machine {
         let present = field("flags").or_else(|| field("Features")).unwrap_or_default();
         let flags = FLAGS.into_iter().filter(|flag| present.split_whitespace().any(|word| word == *flag));
         Ok(Self {
-            date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
             cpu,
+            gpu: on_gpu.then(gpu).transpose()?,
             flags: flags.map(str::to_owned).collect(),
             cores: std::thread::available_parallelism()?.get(),
             memory_bytes: memory_bytes()?,
             system: system()?,
-            rustc: output("rustc", &["--version"])?,
+            rustc: env!("RUSTC_VERSION").to_owned(),
         })
     }
+
+    /// One line: the processor with the widest of the instructions, or the GPU.
+    pub fn name(&self) -> String {
+        match (&self.gpu, self.flags.iter().rev().find(|flag| WIDEST.contains(&flag.as_str()))) {
+            (Some(gpu), _) => gpu.split(',').next().unwrap_or(gpu).to_owned(),
+            (None, Some(flag)) => format!("{} with {flag}", self.cpu),
+            (None, None) => self.cpu.clone(),
+        }
+    }
+
+    /// The name in letters, digits and underscores.
+    pub fn file_name(&self) -> String {
+        let letters = self.name().to_lowercase();
+        let words: Vec<&str> =
+            letters.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
+        words.join("_")
+    }
+}
+
+/// As 2026-11-28.
+pub fn today() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%d").to_string()
+}
+
+fn gpu() -> Result<String> {
+    output("nvidia-smi", &["--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"])
 }
 
 fn memory_bytes() -> Result<u64> {

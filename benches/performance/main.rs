@@ -33,9 +33,10 @@ fn main() -> ExitCode {
         Some(Command::ForgettingRun { learning, rounds, python }) => {
             learning::forgetting_run(learning, *rounds, python)
         }
-        Some(Command::Precision { learning, networks, seeds, steps }) => {
-            learning::precision(learning, networks, *seeds, *steps)
+        Some(Command::Precision { learning, networks, seeds, steps, threads }) => {
+            learning::precision(learning, networks, (*seeds, *steps), *threads)
         }
+        Some(Command::Page) => report::write_page(),
         None if options.small => small::run(&options),
         None => driver::run(&options),
     };

@@ -12,6 +12,9 @@ pub struct Options {
     /// Rows to measure; all if not given.
     #[arg(long, value_delimiter = ',')]
     pub rows: Vec<String>,
+    /// The rows of a CUDA device, the first one, instead of the processor's.
+    #[arg(long)]
+    pub gpu: bool,
     /// Numbers of threads; each row is measured with each.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
     pub threads: Vec<usize>,
@@ -21,7 +24,7 @@ pub struct Options {
     /// Only our side with small sizes: does every row work? Measures nothing and needs no Python.
     #[arg(long)]
     pub small: bool,
-    /// Print the tables without writing docs/performance.md.
+    /// Print the tables without writing docs/performance.md and what it is made of.
     #[arg(long)]
     pub no_write: bool,
     /// Interpreter of the peers, with benches/peers/requirements.txt installed.
@@ -76,7 +79,12 @@ pub enum Command {
         seeds: u64,
         #[arg(long, default_value_t = 500)]
         steps: u64,
+        /// They change no loss.
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
     },
+    /// Writes docs/performance.md of the measurements in docs/measurements, those of other machines among them.
+    Page,
     /// Our side of a row: says when it is ready, then works once for each line on its standard input.
     #[command(hide = true)]
     Worker {

@@ -1,67 +1,128 @@
-//! docs/performance.md and results.json out of the measurements.
+//! docs/performance.md out of the measurements, of this machine and of those before it.
+//!
+//! docs/measurements holds every single measurement, one file a machine. A run replaces its own rows in its machine's
+//! file and leaves the others; the page is made of all files.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::driver::{RowResult, SideResult};
 use crate::machine::Machine;
-use crate::options::Options;
 use crate::rows::{self, Comparison, GEMM, OURS, OURS_F32, Row, Units};
 use crate::statistics::{Median, median};
 
 const TEMPLATE: &str = include_str!("template.md");
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/performance.md");
+const MEASUREMENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/measurements");
 
-#[derive(Serialize)]
-struct Results<'a> {
-    machine: &'a Machine,
-    rows: &'a [RowResult],
+/// Every single measurement of one machine.
+#[derive(Serialize, Deserialize)]
+pub struct Results {
+    pub machine: Machine,
+    pub rows: Vec<RowResult>,
 }
 
-/// Every single measurement so far.
-pub fn save(machine: &Machine, results: &[RowResult], path: &Path) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+impl Results {
+    pub fn save(&self, path: &Path) -> Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        Ok(fs::write(path, serde_json::to_vec(self)?)?)
     }
-    Ok(fs::write(path, serde_json::to_vec_pretty(&Results { machine, rows: results })?)?)
-}
 
-pub fn write(machine: &Machine, results: &[RowResult], options: &Options) -> Result<()> {
-    let page = page(machine, results, options)?;
-    println!("{page}");
-    if !options.no_write {
-        fs::write(PAGE, page)?;
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = fs::read(path)?;
+        serde_json::from_slice(&bytes).with_context(|| path.display().to_string())
     }
-    Ok(())
+
+    /// Takes the rows of `earlier` that it has not measured itself; rows come in the tables' order.
+    fn complete(&mut self, earlier: Results) -> Result<()> {
+        let measured = |rows: &[RowResult], row: &RowResult| {
+            rows.iter().any(|other| (&other.row, other.threads) == (&row.row, row.threads))
+        };
+        let missing: Vec<_> = earlier.rows.into_iter().filter(|row| !measured(&self.rows, row)).collect();
+        self.rows.extend(missing);
+        let order: Vec<_> = rows::all().iter().chain(&rows::gpu()).map(|row| row.name()).collect();
+        let place = |row: &RowResult| order.iter().position(|name| *name == row.row);
+        self.rows.sort_by_key(|row| (place(row), row.threads));
+        Ok(())
+    }
 }
 
-fn page(machine: &Machine, results: &[RowResult], options: &Options) -> Result<String> {
-    let page = TEMPLATE
-        .replace("{{machine}}", &machine_text(machine, results, options))
-        .replace("{{rows}}", &rows_table(results)?)
-        .replace("{{variants}}", &variants_table(results)?)
-        .replace("{{limit}}", &limit_table(results)?);
+/// Prints the tables of `results`. With `keep`, writes them down and the page anew.
+pub fn write(mut results: Results, keep: bool) -> Result<()> {
+    if !keep {
+        println!("{}", section(&results)?);
+        return Ok(());
+    }
+    let path = Path::new(MEASUREMENTS).join(results.machine.file_name()).with_extension("json");
+    if path.exists() {
+        results.complete(Results::read(&path)?)?;
+    }
+    results.save(&path)?;
+    println!("{}", section(&results)?);
+    write_page()
+}
+
+/// The page, anew.
+pub fn write_page() -> Result<()> {
+    Ok(fs::write(PAGE, page()?)?)
+}
+
+/// Of every file of measurements.
+fn page() -> Result<String> {
+    let files = fs::read_dir(MEASUREMENTS)?.map(|entry| Ok(entry?.path()));
+    let mut files: Vec<PathBuf> = files.collect::<Result<_>>()?;
+    files.sort();
+    let machines = files.iter().map(|path| Results::read(path)).collect::<Result<Vec<_>>>()?;
+    let (on_gpu, on_cpu): (Vec<_>, Vec<_>) =
+        machines.iter().partition(|results| results.machine.gpu.is_some());
+    let sections: Vec<String> = on_cpu.into_iter().chain(on_gpu).map(section).collect::<Result<_>>()?;
     // Tables end with a line break of their own.
-    Ok(page.replace("\n\n\n", "\n\n"))
+    Ok(TEMPLATE.replace("{{machines}}", &sections.join("\n")).replace("\n\n\n", "\n\n"))
 }
 
-fn machine_text(machine: &Machine, results: &[RowResult], options: &Options) -> String {
+fn section(results: &Results) -> Result<String> {
+    let Results { machine, rows } = results;
+    let mut section =
+        format!("## {}\n\n{}\n\n{}\n", machine.name(), machine_text(results), rows_table(rows)?);
+    if let Some(table) = limit_table(rows)? {
+        write!(section, "The distance to the machine's limit:\n\n{table}\n")?;
+    }
+    write!(section, "<details><summary>Every variant</summary>\n\n{}\n</details>\n", variants_table(rows)?)?;
+    Ok(section)
+}
+
+fn machine_text(results: &Results) -> String {
+    let Results { machine, rows } = results;
     let versions: BTreeMap<_, _> =
-        results.iter().flat_map(|result| result.sides.values()).flat_map(|side| &side.versions).collect();
+        rows.iter().flat_map(|result| result.sides.values()).flat_map(|side| &side.versions).collect();
     let versions: Vec<_> = versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    let Machine { date, cpu, flags, cores, memory_bytes, system, rustc } = machine;
+    let Machine { cpu, gpu, flags, cores, memory_bytes, system, rustc } = machine;
+    let gpu = gpu.as_ref().map(|gpu| format!("{gpu}; ")).unwrap_or_default();
+    let rounds = rows.iter().flat_map(|row| row.sides.values()).map(|side| side.wall_s.len());
     format!(
-        "Measured on {date}: {cpu} ({}), {cores} cores, {:.0} GiB of memory; {system}; {rustc}; {}. {} rounds a row.",
+        "Measured on {}: {gpu}{cpu} ({}), {cores} cores, {:.0} GiB of memory; {system}; {rustc}; {}. {} rounds a row.",
+        range(rows.iter().map(|row| row.date.as_str())),
         flags.join(", "),
         *memory_bytes as f64 / f64::from(1 << 30),
         versions.join(", "),
-        options.pairs,
+        range(rounds),
     )
+}
+
+/// The smallest and the largest, or the one that both are.
+fn range<T: Ord + std::fmt::Display>(values: impl Iterator<Item = T> + Clone) -> String {
+    match (values.clone().min(), values.max()) {
+        (Some(first), Some(last)) if first != last => format!("{first} to {last}"),
+        (Some(only), _) => only.to_string(),
+        (None, _) => "none".to_owned(),
+    }
 }
 
 /// A row's text, by its name.
@@ -151,11 +212,13 @@ fn variants_table(results: &[RowResult]) -> Result<String> {
     Ok(table)
 }
 
-fn limit_table(results: &[RowResult]) -> Result<String> {
-    let mut table =
+/// `None` where no row is compared with the peak.
+fn limit_table(results: &[RowResult]) -> Result<Option<String>> {
+    let head =
         "| encoder | threads | GFLOP a step | gemm's peak, GFLOP/s | ours, GFLOP/s (share of the peak) | \
                      ours in f32 | PyTorch f32 | PyTorch bf16 |\n|---|---|---|---|---|---|---|---|\n"
             .to_owned();
+    let mut table = String::new();
     let gemm = rows::find(GEMM)?.flops().context("the products have operations")?;
     for result in results {
         let row = row_of(result)?;
@@ -174,5 +237,5 @@ fn limit_table(results: &[RowResult]) -> Result<String> {
         }
         table.push('\n');
     }
-    Ok(table)
+    Ok((!table.is_empty()).then(|| head + &table))
 }

@@ -10,7 +10,7 @@ const THREADS: usize = 2;
 
 /// Every row's inputs are made, its side gets ready, gives numbers that hold, works once more, and ends well.
 pub fn run(options: &Options) -> Result<()> {
-    let mut chosen = rows::select(&options.rows)?;
+    let mut chosen = rows::select(&options.rows, options.gpu)?;
     if options.rows.is_empty() {
         chosen.extend(rows::apart());
     }

@@ -173,10 +173,25 @@ pub fn build(
     precision: Precision,
 ) -> Result<Box<dyn Encoder>, ModelError> {
     spec.validate()?;
-    Ok(match spec.plan() {
+    let encoder: Box<dyn Encoder> = match spec.plan() {
         Plan::ResNet(plan) => Box::new(plan.build(weights, precision)?),
         Plan::VisionTransformer(plan) => Box::new(plan.build(weights, precision)?),
-    })
+    };
+    Ok(Box::new(OnWorker(encoder)))
+}
+
+/// Runs its encoder on one of rayon's threads: called from elsewhere, every single operation would wake one up and wait,
+/// which takes a good part of a lone image's time.
+struct OnWorker(Box<dyn Encoder>);
+
+impl Encoder for OnWorker {
+    fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
+        rayon::scope(|_| self.0.forward(images, mode))
+    }
+
+    fn feature_dim(&self) -> usize {
+        self.0.feature_dim()
+    }
 }
 
 fn check_images(images: &Tensor, size: usize) -> Result<(), ModelError> {

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::init::{Init, ParameterSpec};
 use super::layers::{ConvNorm, ConvNormSpec, train_residual_block};
-use super::ops::{Activation, Precision, Window, max_pool2d};
+use super::ops::{Activation, Precision, Window, channels_last, max_pool2d};
 use super::weights::Weights;
 use super::{Encoder, Mode, ModelError, check_images};
 
@@ -206,8 +206,7 @@ pub(super) struct ResNet {
 impl Encoder for ResNet {
     fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
         check_images(images, self.image_size)?;
-        let x = images.permute((0, 2, 3, 1))?.contiguous()?;
-        let mut x = self.stem.forward(&x, mode)?;
+        let mut x = self.stem.forward(&channels_last(images)?, mode)?;
         if self.max_pool {
             x = max_pool2d(&x, MAX_POOL)?;
         }

@@ -100,6 +100,11 @@ impl Learner {
 
     /// Takes step `batch.step` of `steps`. One sync point, before the weights move.
     pub fn step(&mut self, batch: Batch, steps: u64) -> Result<StepReport, TrainError> {
+        // On one of rayon's threads, as an encoder's forward pass.
+        rayon::scope(|_| self.step_on_worker(batch, steps))
+    }
+
+    fn step_on_worker(&mut self, batch: Batch, steps: u64) -> Result<StepReport, TrainError> {
         let step = batch.step;
         let (channels, height, width) = self.view_shape;
         let count = batch.views.len() / (channels * height * width);

@@ -34,21 +34,26 @@ pub fn forgetting_run(learning: &Learning, rounds: usize, python: &Path) -> Resu
     driver::prepare(&row, folder.path(), false)?;
     let result = driver::measure(&row, folder.path(), Effort { threads: recipe::THREADS, rounds, python })?;
     let comparison = row.comparisons().into_iter().next().context("the run has a peer")?;
-    let text = page::forgetting_run(&Machine::inspect()?, &result, &comparison)?;
+    let text = page::forgetting_run(&Machine::inspect(false)?, &result, &comparison)?;
     page::replace(learning, "make bench-run", &text)
 }
 
 /// Trains `networks` (all if none is named) in both precisions with `seeds` seeds.
-pub fn precision(learning: &Learning, networks: &[Architecture], seeds: u64, steps: u64) -> Result<()> {
+pub fn precision(
+    learning: &Learning,
+    networks: &[Architecture],
+    (seeds, steps): (u64, u64),
+    threads: usize,
+) -> Result<()> {
     // First of all, while there is one thread.
-    palimpsest::train::runtime::prepare(recipe::THREADS)?;
+    palimpsest::train::runtime::prepare(threads)?;
     let periods = stream::read(&learning.stream).with_context(|| no_stream(learning))?;
     let period = periods.first().context("a stream has a period")?;
     let curves = precision::curves(period, networks, seeds, steps)?;
     if !learning.no_write {
         std::fs::write(page::PICTURE, chart::precisions(&curves)?)?;
     }
-    page::replace(learning, "make bench-precision", &page::precision(&Machine::inspect()?, &curves)?)
+    page::replace(learning, "make bench-precision", &page::precision(&Machine::inspect(false)?, &curves)?)
 }
 
 fn no_stream(learning: &Learning) -> String {

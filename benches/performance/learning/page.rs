@@ -8,7 +8,7 @@ use super::precision::Curves;
 use super::run::SCORES;
 use super::spread::{Spread, WINDOW};
 use crate::driver::{RowResult, SideResult};
-use crate::machine::Machine;
+use crate::machine::{Machine, today};
 use crate::options::Learning;
 use crate::report::{mebibytes, ratio_text, ratios};
 use crate::rows::{Comparison, OURS};
@@ -111,6 +111,6 @@ pub fn precision(machine: &Machine, curves: &[Curves]) -> Result<String> {
     Ok(text)
 }
 
-fn made_on(Machine { date, cpu, flags, cores, system, .. }: &Machine) -> String {
-    format!("{date}: {cpu} ({}), {cores} cores; {system}", flags.join(", "))
+fn made_on(Machine { cpu, flags, cores, system, .. }: &Machine) -> String {
+    format!("{}: {cpu} ({}), {cores} cores; {system}", today(), flags.join(", "))
 }

@@ -117,9 +117,15 @@ pub fn apart() -> Vec<Box<dyn Row>> {
     vec![Box::new(ForgettingRun)]
 }
 
-/// The rows of the given names, or all of them if there is none.
-pub fn select(names: &[String]) -> Result<Vec<Box<dyn Row>>> {
+/// Rows that need a CUDA device.
+pub fn gpu() -> Vec<Box<dyn Row>> {
+    training::gpu_rows()
+}
+
+/// The rows of the given names, or all of the processor's (the GPU's) if there is none.
+pub fn select(names: &[String], on_gpu: bool) -> Result<Vec<Box<dyn Row>>> {
     match names {
+        [] if on_gpu => Ok(gpu()),
         [] => Ok(all()),
         names => names.iter().map(|name| find(name)).collect(),
     }
@@ -127,9 +133,9 @@ pub fn select(names: &[String]) -> Result<Vec<Box<dyn Row>>> {
 
 pub fn find(name: &str) -> Result<Box<dyn Row>> {
     let gemm: Box<dyn Row> = Box::new(gemm::Gemm);
-    let mut rows = all().into_iter().chain(apart()).chain([gemm]);
+    let mut rows = all().into_iter().chain(gpu()).chain(apart()).chain([gemm]);
     rows.find(|row| row.name() == name).with_context(|| {
-        let names: Vec<_> = all().iter().map(|row| row.name()).collect();
+        let names: Vec<_> = all().iter().chain(&gpu()).map(|row| row.name()).collect();
         format!("no row {name:?}: there are {}", names.join(", "))
     })
 }

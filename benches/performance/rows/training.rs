@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use palimpsest::model::{Architecture, EncoderSpec, Precision};
 use palimpsest::train::batches::Batch;
-use palimpsest::train::device::select;
+use palimpsest::train::device::{Selected, select};
 use palimpsest::train::learner::Learner;
 use palimpsest::train::network::{Compute, Network, NetworkBytes};
 use palimpsest::train::spec::{
@@ -34,22 +34,28 @@ pub fn rows() -> Vec<Box<dyn Row>> {
     let row = |row: Training| -> Box<dyn Row> { Box::new(row) };
     vec![
         row(Training {
+            place: Place::Cpu,
             architecture: Architecture::VitTiny,
             image_size: 64,
+            patch_size: 8,
             batch: 64,
             inner: 1,
             targets: [Some((0.55, 0.35)), Some((1.0, 0.65))],
         }),
         row(Training {
+            place: Place::Cpu,
             architecture: Architecture::Resnet18,
             image_size: 64,
+            patch_size: 8,
             batch: 32,
             inner: 1,
             targets: [Some((1.2, 1.0)), Some((2.2, 1.3))],
         }),
         row(Training {
+            place: Place::Cpu,
             architecture: Architecture::ResnetSmall,
             image_size: 32,
+            patch_size: 8,
             batch: 128,
             inner: 4,
             targets: [Some((1.2, 0.8)), None],
@@ -57,9 +63,39 @@ pub fn rows() -> Vec<Box<dyn Row>> {
     ]
 }
 
+/// The same step on the first CUDA device, beside PyTorch there.
+pub fn gpu_rows() -> Vec<Box<dyn Row>> {
+    let row = |architecture, (image_size, patch_size), batch| -> Box<dyn Row> {
+        let place = Place::Gpu;
+        Box::new(Training {
+            place,
+            architecture,
+            image_size,
+            patch_size,
+            batch,
+            inner: 4,
+            targets: [None; 2],
+        })
+    };
+    vec![
+        row(Architecture::VitTiny, (224, 16), 64),
+        row(Architecture::Resnet18, (64, 8), 64),
+        row(Architecture::ResnetSmall, (32, 8), 128),
+    ]
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Cpu,
+    Gpu,
+}
+
 struct Training {
+    place: Place,
     architecture: Architecture,
     image_size: usize,
+    /// Of transformers; others ignore it.
+    patch_size: usize,
     /// Frames a step.
     batch: usize,
     /// Steps a repetition.
@@ -70,6 +106,8 @@ struct Training {
 
 #[derive(Serialize, Deserialize)]
 struct Plan {
+    /// As `train.device` names it, and PyTorch.
+    device: String,
     architecture: Architecture,
     image_size: usize,
     patch_size: usize,
@@ -95,9 +133,14 @@ impl Training {
         let model = |key| files::default::<usize>(&defaults, "model", key);
         let train = |key| files::default::<f64>(&defaults, "train", key);
         Ok(Plan {
+            device: match self.place {
+                Place::Cpu => "cpu",
+                Place::Gpu => "cuda:0",
+            }
+            .to_owned(),
             architecture: self.architecture,
             image_size: self.image_size,
-            patch_size: model("patch_size")?,
+            patch_size: self.patch_size,
             batch: if small { SMALL_BATCH } else { self.batch },
             projector_hidden: model("projector_hidden")?,
             projector_dim: model("projector_dim")?,
@@ -118,12 +161,18 @@ impl Training {
 
 impl Row for Training {
     fn name(&self) -> &'static str {
-        self.architecture.name()
+        match (self.place, self.architecture) {
+            (Place::Cpu, architecture) => architecture.name(),
+            (Place::Gpu, Architecture::VitTiny) => "gpu_vit_tiny",
+            (Place::Gpu, Architecture::Resnet18) => "gpu_resnet18",
+            (Place::Gpu, Architecture::ResnetSmall) => "gpu_resnet_small",
+        }
     }
 
     fn title(&self) -> String {
         let Training { architecture, image_size, batch, .. } = self;
-        format!("training step of {architecture}, {image_size}x{image_size}, {batch} frames x 2 views")
+        let place = if self.place == Place::Gpu { " on the GPU" } else { "" };
+        format!("training step of {architecture}{place}, {image_size}x{image_size}, {batch} frames x 2 views")
     }
 
     fn peer_kind(&self) -> &'static str {
@@ -131,28 +180,39 @@ impl Row for Training {
     }
 
     fn comparisons(&self) -> Vec<Comparison> {
-        let [_, bf16] = self.targets;
+        let (f32_variants, bf16_variants): (&[_], &[_]) = match self.place {
+            Place::Cpu => (&["eager", "compile"], &["eager-bf16", "compile-bf16"]),
+            Place::Gpu => (&["eager"], &["eager-bf16"]),
+        };
         let f32 = |ours, targets| Comparison {
             ours,
             against: "PyTorch f32",
-            variants: &["eager", "compile"],
+            variants: f32_variants,
             targets,
             tolerance: 1e-3,
-            checked: OURS_F32,
+            checked: *self.ours().last().expect("the side in f32"),
         };
         let bf16 = Comparison {
             ours: OURS,
             against: "PyTorch bf16 autocast",
-            variants: &["eager-bf16", "compile-bf16"],
-            targets: bf16,
+            variants: bf16_variants,
+            targets: self.targets[1],
             tolerance: 5e-2,
             checked: OURS,
         };
-        vec![f32(OURS, self.targets[0]), bf16, f32(OURS_F32, None)]
+        let mut all = vec![f32(OURS, self.targets[0]), bf16];
+        if self.place == Place::Cpu {
+            all.push(f32(OURS_F32, None));
+        }
+        all
     }
 
+    /// On a GPU products are f32 so far.
     fn ours(&self) -> &'static [&'static str] {
-        &[OURS, OURS_F32]
+        match self.place {
+            Place::Cpu => &[OURS, OURS_F32],
+            Place::Gpu => &[OURS],
+        }
     }
 
     fn warm_up(&self) -> usize {
@@ -164,6 +224,9 @@ impl Row for Training {
     }
 
     fn flops(&self) -> Option<f64> {
+        if self.place == Place::Gpu {
+            return None;
+        }
         let plan = self.plan(false).ok()?;
         let step = flops::training_step(
             &plan.encoder(),
@@ -197,9 +260,9 @@ impl Row for Training {
         };
         let views = files::read_tensor(folder, "views.safetensors", "views")?;
         let precision = if ours == OURS_F32 { PrecisionChoice::F32 } else { PrecisionChoice::Auto };
-        let selected = select("cpu", precision)?;
+        let selected = select(&plan.device, precision)?;
         let mut steps = Steps {
-            details: format!("products in {}", selected.precision),
+            details: details(&selected),
             learner: Learner::start(&plan.recipe(), Some(&network), None, &selected)?,
             views: views.flatten_all()?.to_vec1()?,
             taken: 0,
@@ -218,6 +281,13 @@ impl Row for Training {
         let learned = losses[losses.len() - 1] < losses[0];
         ensure!(learned, "steps on the same views must lower their loss, which was {losses:?}");
         Ok(())
+    }
+}
+
+fn details(selected: &Selected) -> String {
+    match selected.device {
+        Device::Cpu => format!("products in {}", selected.precision),
+        _ => selected.description.clone(),
     }
 }
 

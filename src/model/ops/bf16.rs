@@ -174,6 +174,8 @@ fn multiply_portably(
     stride: usize,
     write: Write,
 ) {
+    left.assert_fits(Bf16::GROUP);
+    right.assert_fits(Bf16::GROUP);
     let mut sums = vec![0f32; right.columns];
     for row in 0..left.rows {
         sums.fill(0.0);

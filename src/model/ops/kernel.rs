@@ -16,6 +16,7 @@ pub(super) trait Real: WithDType + Default {
     fn wide(self) -> f64;
     fn narrow(value: f64) -> Self;
     fn sqrt(self) -> Self;
+    fn is_nan(self) -> bool;
     /// `e^x` of x <= 0.
     fn exp_of_negative(self) -> Self;
     /// The standard normal distribution's cumulative probability up to x, and its density there.
@@ -35,6 +36,10 @@ impl Real for f32 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         f32::sqrt(self)
+    }
+    #[inline(always)]
+    fn is_nan(self) -> bool {
+        f32::is_nan(self)
     }
     #[inline(always)]
     fn exp_of_negative(self) -> Self {
@@ -59,6 +64,10 @@ impl Real for f64 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         f64::sqrt(self)
+    }
+    #[inline(always)]
+    fn is_nan(self) -> bool {
+        f64::is_nan(self)
     }
     #[inline(always)]
     fn exp_of_negative(self) -> Self {

@@ -1,7 +1,7 @@
 //! Maximum over overlapping windows of channels-last images (candle's has a backward only where kernel = stride).
 //!
-//! The forward pass keeps where each maximum stood; among equals the first in row order gets the gradient, as in
-//! torch. Parts are whole images.
+//! Where a gradient is asked for, the forward pass keeps where each maximum stood; among equals the first in row order gets
+//! it, as in torch. Parts are whole images.
 
 use std::sync::OnceLock;
 
@@ -22,7 +22,7 @@ pub fn max_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
     if !has_kernel(x) {
         return reference(x, window);
     }
-    x.contiguous()?.apply_op1(MaxPool2d { window, winners: OnceLock::new() })
+    x.contiguous()?.apply_op1(MaxPool2d { window, tracked: x.track_op(), winners: OnceLock::new() })
 }
 
 /// The maximum of shifted copies. A window over the edge takes the nearest row or column inside once more, which is
@@ -54,7 +54,8 @@ pub(super) fn reference(x: &Tensor, window: Window) -> Result<Tensor> {
 
 struct MaxPool2d {
     window: Window,
-    /// For each output element its maximum's place within its image. Set by the forward pass.
+    tracked: bool,
+    /// For each output element its maximum's place within its image. Set by the forward pass where it is tracked.
     winners: OnceLock<Vec<u32>>,
 }
 
@@ -88,8 +89,27 @@ impl Geometry {
         self.out_height * self.out_width * self.channels
     }
 
+    /// Maxima.
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        let mut y = vec![T::ZERO; self.batch * self.out_len()];
+        y.par_chunks_mut(self.out_len()).zip(x.par_chunks(self.image_len())).for_each(|(y, x)| {
+            for (position, y) in y.chunks_exact_mut(self.channels).enumerate() {
+                let mut taps = self.taps(position).map(|at| &x[at..at + self.channels]);
+                y.copy_from_slice(taps.next().expect("a window lies in part in its image"));
+                for x in taps {
+                    widest!(
+                        y.iter_mut()
+                            .zip(x)
+                            .for_each(|(y, &value)| *y = if wins(value, *y) { value } else { *y })
+                    );
+                }
+            }
+        });
+        y
+    }
+
     /// Maxima and their places.
-    fn forward<T: Real>(&self, x: &[T]) -> (Vec<T>, Vec<u32>) {
+    fn forward_with_places<T: Real>(&self, x: &[T]) -> (Vec<T>, Vec<u32>) {
         let mut y = vec![T::ZERO; self.batch * self.out_len()];
         let mut winners = vec![0u32; y.len()];
         y.par_chunks_mut(self.out_len())
@@ -106,27 +126,27 @@ impl Geometry {
 
     /// All channels of one output position.
     fn pool_one<T: Real>(&self, x: &[T], position: usize, y: &mut [T], winners: &mut [u32]) {
+        for (tap, at) in self.taps(position).enumerate() {
+            let (x, first) = (&x[at..at + self.channels], tap == 0);
+            widest! {
+                for (channel, ((&value, y), winner)) in x.iter().zip(&mut *y).zip(&mut *winners).enumerate() {
+                    let wins = first || wins(value, *y);
+                    *y = if wins { value } else { *y };
+                    *winner = if wins { (at + channel) as u32 } else { *winner };
+                }
+            }
+        }
+    }
+
+    /// Where the pixels under the window of an output position start in an image, in row order.
+    fn taps(&self, position: usize) -> impl Iterator<Item = usize> + use<> {
         let Window { kernel, stride, padding } = self.window;
         let inside =
             |start: usize, size: usize| start.saturating_sub(padding)..(start + kernel - padding).min(size);
         let rows = inside(position / self.out_width * stride, self.height);
         let columns = inside(position % self.out_width * stride, self.width);
-        let mut first = true;
-        for row in rows {
-            for column in columns.clone() {
-                let at = (row * self.width + column) * self.channels;
-                let x = &x[at..at + self.channels];
-                widest! {
-                    for (channel, ((&value, y), winner)) in x.iter().zip(&mut *y).zip(&mut *winners).enumerate() {
-                        // A NaN wins and stays, as in torch: a later check must see it.
-                        let wins = first || value > *y || value.wide().is_nan();
-                        *y = if wins { value } else { *y };
-                        *winner = if wins { (at + channel) as u32 } else { *winner };
-                    }
-                }
-                first = false;
-            }
-        }
+        let (width, channels) = (self.width, self.channels);
+        rows.flat_map(move |row| columns.clone().map(move |column| (row * width + column) * channels))
     }
 
     fn backward<T: Real>(&self, winners: &[u32], grad: &[T]) -> Vec<T> {
@@ -143,6 +163,12 @@ impl Geometry {
     }
 }
 
+/// Whether `value` takes the place of the largest so far. A NaN does and stays, as in torch: a later check must see it.
+#[inline(always)]
+fn wins<T: Real>(value: T, largest: T) -> bool {
+    value > largest || value.is_nan()
+}
+
 impl CustomOp1 for MaxPool2d {
     fn name(&self) -> &'static str {
         "max-pool2d"
@@ -151,10 +177,17 @@ impl CustomOp1 for MaxPool2d {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let geometry = Geometry::of(layout, self.window)?;
         let (storage, winners) = with_real!(storage.dtype(), "max-pool2d", T => {
-            let (y, winners) = geometry.forward::<T>(slice(storage, layout)?);
-            Ok((into_storage(y), winners))
+            let x = slice(storage, layout)?;
+            Ok(if self.tracked {
+                let (y, winners) = geometry.forward_with_places::<T>(x);
+                (into_storage(y), Some(winners))
+            } else {
+                (into_storage(geometry.forward::<T>(x)), None)
+            })
         })?;
-        if self.winners.set(winners).is_err() {
+        if let Some(winners) = winners
+            && self.winners.set(winners).is_err()
+        {
             bail!("max-pool2d: one operation applied twice");
         }
         let Geometry { batch, out_height, out_width, channels, .. } = geometry;
@@ -206,5 +239,19 @@ mod tests {
         let grads = max_pool2d(&x, window).unwrap().sum_all().unwrap().backward().unwrap();
         let grad = grads.get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(grad, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn without_a_gradient_the_maxima_are_the_same_and_a_value_that_is_no_number_stays() {
+        let mut values: Vec<f64> = random((2, 7, 6, 3), 1).flatten_all().unwrap().to_vec1().unwrap();
+        values[30] = f64::NAN;
+        let still = Tensor::from_vec(values, (2, 7, 6, 3), &Device::Cpu).unwrap();
+        let bits = |y: Tensor| -> Vec<u64> {
+            y.flatten_all().unwrap().to_vec1::<f64>().unwrap().into_iter().map(f64::to_bits).collect()
+        };
+        let tracked = max_pool2d(Var::from_tensor(&still).unwrap().as_tensor(), STEM).unwrap();
+        let untracked = bits(max_pool2d(&still, STEM).unwrap());
+        assert!(untracked.iter().any(|&bits| f64::from_bits(bits).is_nan()));
+        assert_eq!(bits(tracked), untracked);
     }
 }

@@ -1,6 +1,7 @@
 //! Products of f32 as they are.
 //!
-//! By the kernel of our own where the machine has AVX-512, by the `gemm` crate elsewhere.
+//! By the kernel of our own where the machine has AVX-512, by the `gemm` crate elsewhere: with AVX2 a kernel of our own was
+//! no faster in any whole step, since both come near the limit of those instructions.
 
 use super::arithmetic::{Arithmetic, Full, Left, Patches, Right, Rows};
 #[cfg(target_arch = "x86_64")]
@@ -104,5 +105,72 @@ impl Arithmetic for Single {
             return;
         }
         Full::new().multiply(left, right, destination, stride, write);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Small whole numbers: every order of summation gives the same sum.
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 + seed * 11) % 15) as f32 - 7.0).collect()
+    }
+
+    fn expected(a: &[f32], b: &[f32], (rows, depth, columns): (usize, usize, usize)) -> Vec<f32> {
+        let cell = |i: usize, j: usize| (0..depth).map(|d| a[i * depth + d] * b[d * columns + j]).sum();
+        (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))).map(|(i, j)| cell(i, j)).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// By everything that the machine can, at sizes that leave rests everywhere; nothing is written between the rows.
+        #[test]
+        fn rows_and_columns_give_the_product(rows in 1usize..15, depth in 1usize..40, columns in 1usize..150) {
+            let (a, b) = (numbers(rows * depth, 1), numbers(depth * columns, 2));
+            let wanted = expected(&a, &b, (rows, depth, columns));
+            let turned: Vec<f32> = (0..depth).flat_map(|d| (0..rows).map(move |i| (i, d))).map(|(i, d)| a[i * depth + d]).collect();
+            let mut scratch = [Vec::new(), Vec::new()];
+            let [s0, s1] = &mut scratch;
+            let right = Single::group_rows(Rows::new(&b, depth, columns), s0);
+            let lefts = [
+                Single::left(Rows::new(&a, rows, depth)),
+                Single::group_rows(Rows::new(&turned, depth, rows), s1).transposed(),
+            ];
+            let stride = columns + 3;
+            for (single, left) in [Single::new(), Single::without_instructions()].into_iter().flat_map(|single| lefts.map(|left| (single, left))) {
+                let mut out = vec![1f32; rows * stride];
+                single.multiply(left, right, &mut out, stride, Write::Add);
+                let added = |row: usize, column: usize| match column < columns {
+                    true => wanted[row * columns + column] + 1.0,
+                    false => 1.0,
+                };
+                let all: Vec<f32> = (0..rows * stride).map(|at| added(at / stride, at % stride)).collect();
+                prop_assert_eq!(&out, &all);
+                single.multiply(left, right, &mut out, stride, Write::Replace);
+                prop_assert!(out.chunks(stride).zip(wanted.chunks(columns)).all(|(out, row)| &out[..columns] == row));
+            }
+        }
+
+        #[test]
+        fn patches_give_what_their_copies_give(
+            count in 1usize..20, segments in 1usize..4, segment_len in 1usize..12, columns in 1usize..90,
+        ) {
+            let segment_stride = segment_len + 2;
+            let image = numbers(2 * count + segments * segment_stride, 3);
+            let starts: Vec<usize> = (0..count).map(|i| 2 * i).collect();
+            let patches = Patches { data: &image, starts: &starts, segments, segment_len, segment_stride };
+            let copies: Vec<f32> = (0..count).flat_map(|row| patches.runs(row).flatten().copied()).collect();
+            let b = numbers(patches.columns() * columns, 4);
+            let wanted = expected(&copies, &b, (count, patches.columns(), columns));
+            let (mut s0, mut s1) = (Vec::new(), Vec::new());
+            let right = Single::group_rows(Rows::new(&b, patches.columns(), columns), &mut s0);
+            for single in [Single::new(), Single::without_instructions()] {
+                let mut out = vec![f32::NAN; count * columns];
+                single.multiply_patches(patches, right, &mut out, &mut s1);
+                prop_assert_eq!(&out, &wanted);
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@
 
 use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::super::Window;
@@ -18,7 +19,6 @@ use super::super::panels::Panels;
 use super::super::patches::Geometry;
 use super::super::single::Single;
 use super::{Behind, CHANNELS_PER_RUN};
-use crate::widest::widest;
 
 /// Places of a tile: 4 x 4.
 const PLACES: usize = 16;
@@ -66,11 +66,11 @@ impl Winograd {
         let blocks = Blocks::of(geometry);
         let mut y = vec![0.0; geometry.positions() * geometry.out_channels];
         let parts = blocks.parts(&mut y, shortcut);
-        let one = |room: &mut Room, (rows, y, shortcut): Part<'_>, shared_out| {
-            room.transform_inputs(geometry, x, blocks.tiles(&rows));
+        let outside = vec![0.0; geometry.width * geometry.channels];
+        let one = |room: &mut Room, part: Part<'_>, shared_out| {
+            room.transform_inputs(&blocks, geometry, x, (&part.rows, &outside));
             self.multiply(room, shared_out);
-            room.transform_results(geometry, blocks.tiles(&rows), y);
-            behind.apply(y, shortcut);
+            room.transform_results(&blocks, geometry, behind, part);
         };
         if parts.len() < FEWEST_BLOCKS {
             let mut room = Room::default();
@@ -84,13 +84,28 @@ impl Winograd {
     fn multiply(&self, room: &mut Room, shared_out: bool) {
         let Room { inputs, results, tiles, channels, out_channels } = room;
         let (tiles, channels, out) = (*tiles, *channels, *out_channels);
-        let places = results.par_chunks_exact_mut(tiles * out).zip(inputs.par_chunks_exact(tiles * channels));
-        let fewest_places = if shared_out { 1 } else { PLACES };
-        places.zip(&self.0).with_min_len(fewest_places).for_each(|((results, inputs), weight)| {
-            let left = Single::left(Rows::new(inputs, tiles, channels));
-            Single::new().multiply(left, weight.right(), results, out, Write::Replace);
-        });
+        let one = |((results, inputs), weight): ((&mut [f32], &[f32]), &Panels<Single>)| {
+            let left = Single::left(Rows::new(&inputs[..tiles * channels], tiles, channels));
+            Single::new().multiply(left, weight.right(), &mut results[..tiles * out], out, Write::Replace);
+        };
+        let (results_len, inputs_len) = (place_len(tiles, out), place_len(tiles, channels));
+        if shared_out {
+            let places = results.par_chunks_exact_mut(results_len).zip(inputs.par_chunks_exact(inputs_len));
+            places.zip(&self.0).for_each(one);
+        } else {
+            results
+                .chunks_exact_mut(results_len)
+                .zip(inputs.chunks_exact(inputs_len))
+                .zip(&self.0)
+                .for_each(one);
+        }
     }
+}
+
+/// Elements from one place of a block to the next. A cache line more than there are: places at a distance of a power of two
+/// would share a few sets of the cache.
+fn place_len(tiles: usize, channels: usize) -> usize {
+    tiles * channels + 16
 }
 
 /// How the tiles of a batch are cut into blocks: whole rows of tiles, so that a block's results lie side by side.
@@ -104,8 +119,12 @@ struct Blocks {
     result_rows: usize,
 }
 
-/// Rows of tiles, their results, and those of the shortcut.
-type Part<'a> = (Range<usize>, &'a mut [f32], Option<&'a [f32]>);
+/// Rows of tiles, their results, and the shortcut of those.
+struct Part<'a> {
+    rows: Range<usize>,
+    y: &'a mut [f32],
+    shortcut: Option<&'a [f32]>,
+}
 
 impl Blocks {
     fn of(geometry: &Geometry) -> Self {
@@ -140,29 +159,18 @@ impl Blocks {
             y = rest;
             let beside = shortcut.map(|all| all.split_at(part.len()));
             shortcut = beside.map(|(_, rest)| rest);
-            parts.push((rows, part, beside.map(|(part, _)| part)));
+            parts.push(Part { rows, y: part, shortcut: beside.map(|(part, _)| part) });
         }
         parts
     }
 
-    /// Image, and row and column of the first result, of each tile.
-    fn tiles(&self, rows: &Range<usize>) -> impl ExactSizeIterator<Item = Corner> + use<> {
-        let (image_rows, columns) = (self.image_rows, self.columns);
-        let first = rows.start;
-        (0..rows.len() * columns).map(move |tile| {
-            let row = first + tile / columns;
-            Corner { image: row / image_rows, row: row % image_rows * 2, column: tile % columns * 2 }
-        })
+    /// Image, and the first row of its results, of a row of tiles.
+    fn corner(&self, row: usize) -> (usize, usize) {
+        (row / self.image_rows, row % self.image_rows * 2)
     }
 }
 
-struct Corner {
-    image: usize,
-    row: usize,
-    column: usize,
-}
-
-/// A block's tiles, transformed. Buffers of one thread.
+/// A block's tiles, transformed. Buffers of one thread; [`place_len`] is from one place to the next.
 #[derive(Default)]
 struct Room {
     /// [places, tiles, in]
@@ -174,151 +182,228 @@ struct Room {
     out_channels: usize,
 }
 
-/// Channels that are transformed together: one wide register for each place.
-const LANES: usize = 16;
-type Lanes = [f32; LANES];
-
 impl Room {
+    /// `outside` is a row of zeros.
     fn transform_inputs(
         &mut self,
+        blocks: &Blocks,
         geometry: &Geometry,
         x: &[f32],
-        tiles: impl ExactSizeIterator<Item = Corner>,
+        (rows, outside): (&Range<usize>, &[f32]),
     ) {
         let Geometry { height, width, channels, out_channels, .. } = *geometry;
-        (self.tiles, self.channels, self.out_channels) = (tiles.len(), channels, out_channels);
-        let place_len = self.tiles * channels;
-        self.inputs.resize(PLACES * place_len, 0.0);
-        self.results.resize(PLACES * self.tiles * out_channels, 0.0);
-        let outside = vec![0.0; channels];
-        for (tile, Corner { image, row, column }) in tiles.enumerate() {
-            // The tile begins one pixel above and left of its results.
-            let pixels: [&[f32]; PLACES] = std::array::from_fn(|place| {
-                let (y, x_at) = (row + place / 4, column + place % 4);
-                let inside = (1..=height).contains(&y) && (1..=width).contains(&x_at);
-                if !inside {
-                    return &outside[..];
-                }
-                &x[((image * height + y - 1) * width + x_at - 1) * channels..][..channels]
+        (self.tiles, self.channels, self.out_channels) =
+            (rows.len() * blocks.columns, channels, out_channels);
+        let place = place_len(self.tiles, channels);
+        self.inputs.resize(PLACES * place, 0.0);
+        self.results.resize(PLACES * place_len(self.tiles, out_channels), 0.0);
+        let (row_len, line) = (blocks.columns * channels, width * channels);
+        for (index, row) in rows.clone().enumerate() {
+            let (image, top) = blocks.corner(row);
+            // A tile begins one pixel above and left of its results.
+            let pixels = std::array::from_fn(|down| match (top + down).checked_sub(1) {
+                Some(y) if y < height => &x[(image * height + y) * line..][..line],
+                _ => outside,
             });
-            let inputs = &mut self.inputs[tile * channels..];
-            widest! {
-                for start in (0..channels).step_by(LANES) {
-                    let lanes = (channels - start).min(LANES);
-                    let mut values = [[0.0; LANES]; PLACES];
-                    for place in 0..PLACES {
-                        values[place] = load(&pixels[place][start..start + lanes]);
-                    }
-                    let values = input_transform(values);
-                    for place in 0..PLACES {
-                        store(values[place], &mut inputs[place * place_len + start..][..lanes]);
+            let mut places =
+                self.inputs.chunks_exact_mut(place).map(|place| &mut place[index * row_len..][..row_len]);
+            let places = std::array::from_fn(|_| places.next().expect("sixteen places"));
+            pulp::Arch::new().dispatch(InputRow { pixels, places, channels, columns: blocks.columns });
+        }
+    }
+
+    fn transform_results(&self, blocks: &Blocks, geometry: &Geometry, behind: Behind<'_>, part: Part<'_>) {
+        let Part { rows, mut y, mut shortcut } = part;
+        let (line, out) = (blocks.result_row, geometry.out_channels);
+        let (row_len, place) = (blocks.columns * out, place_len(self.tiles, out));
+        for (index, row) in rows.enumerate() {
+            let (_, top) = blocks.corner(row);
+            let lines = (blocks.result_rows - top).min(2);
+            let y = y.split_off_mut(..lines * line).expect("the part's results");
+            let shortcut =
+                shortcut.as_mut().map(|all| all.split_off(..lines * line).expect("the part's shortcut"));
+            let mut places =
+                self.results.chunks_exact(place).map(|place| &place[index * row_len..][..row_len]);
+            let places = std::array::from_fn(|_| places.next().expect("sixteen places"));
+            pulp::Arch::new().dispatch(ResultRow {
+                places,
+                y,
+                shortcut,
+                line,
+                behind,
+                columns: blocks.columns,
+            });
+        }
+    }
+}
+
+/// B^T d B of a row of tiles. A column of pixels is transformed once, for both tiles that it belongs to.
+struct InputRow<'a> {
+    /// Rows of the tiles, [width, channels].
+    pixels: [&'a [f32]; 4],
+    /// [columns, channels]
+    places: [&'a mut [f32]; PLACES],
+    channels: usize,
+    columns: usize,
+}
+
+impl WithSimd for InputRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let InputRow { pixels, mut places, channels, columns } = self;
+        for start in (0..channels).step_by(S::F32_LANES) {
+            let lanes = start..channels.min(start + S::F32_LANES);
+            let mut a = [simd.splat_f32s(0.0); 4];
+            let mut b = column(simd, &pixels, 0, channels, &lanes);
+            for tile in 0..columns {
+                let c = column(simd, &pixels, 2 * tile + 1, channels, &lanes);
+                let d = column(simd, &pixels, 2 * tile + 2, channels, &lanes);
+                let at = tile * channels + lanes.start..tile * channels + lanes.end;
+                for row in 0..4 {
+                    let [first, second, third, fourth] =
+                        difference_and_sums(simd, [a[row], b[row], c[row], d[row]]);
+                    let [into_first, into_second, into_third, into_fourth, ..] = &mut places[4 * row..]
+                    else {
+                        unreachable!("four places a row")
+                    };
+                    store(simd, &mut into_first[at.clone()], first);
+                    store(simd, &mut into_second[at.clone()], second);
+                    store(simd, &mut into_third[at.clone()], third);
+                    store(simd, &mut into_fourth[at.clone()], fourth);
+                }
+                (a, b) = (c, d);
+            }
+        }
+    }
+}
+
+/// The column of pixels `x` of the tiles' four rows, times B^T; beyond the image it is zero.
+#[inline(always)]
+fn column<S: Simd>(
+    simd: S,
+    pixels: &[&[f32]; 4],
+    x: usize,
+    channels: usize,
+    lanes: &Range<usize>,
+) -> [S::f32s; 4] {
+    let at = x * channels;
+    if at >= pixels[0].len() {
+        return [simd.splat_f32s(0.0); 4];
+    }
+    let at = at + lanes.start..at + lanes.end;
+    let [a, b, c, d] = pixels;
+    let values = [
+        load(simd, &a[at.clone()]),
+        load(simd, &b[at.clone()]),
+        load(simd, &c[at.clone()]),
+        load(simd, &d[at]),
+    ];
+    difference_and_sums(simd, values)
+}
+
+/// B^T times a vector.
+#[inline(always)]
+fn difference_and_sums<S: Simd>(simd: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 4] {
+    [simd.sub_f32s(a, c), simd.add_f32s(b, c), simd.sub_f32s(c, b), simd.sub_f32s(b, d)]
+}
+
+/// A^T m A of a row of tiles, and what comes behind a product.
+struct ResultRow<'a> {
+    /// [columns, out]
+    places: [&'a [f32]; PLACES],
+    /// One or two lines of results of `line` elements, [width, out].
+    y: &'a mut [f32],
+    shortcut: Option<&'a [f32]>,
+    line: usize,
+    behind: Behind<'a>,
+    columns: usize,
+}
+
+impl WithSimd for ResultRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let ResultRow { places, y, shortcut, line, behind: Behind { bias, floor }, columns } = self;
+        let out = bias.len();
+        let floor = simd.splat_f32s(floor);
+        for start in (0..out).step_by(S::F32_LANES) {
+            let lanes = start..out.min(start + S::F32_LANES);
+            let bias = load(simd, &bias[lanes.clone()]);
+            for tile in 0..columns {
+                let at = tile * out + lanes.start..tile * out + lanes.end;
+                let a = result_column(simd, &places, 0, &at);
+                let b = result_column(simd, &places, 1, &at);
+                let c = result_column(simd, &places, 2, &at);
+                let d = result_column(simd, &places, 3, &at);
+                for (down, y) in y.chunks_exact_mut(line).enumerate() {
+                    let [left, right] = sum_and_difference(simd, [a[down], b[down], c[down], d[down]]);
+                    let at = 2 * tile * out + lanes.start..2 * tile * out + lanes.end;
+                    let beside = shortcut.map(|all| &all[down * line..][..line]);
+                    store(simd, &mut y[at.clone()], finish(simd, left, (bias, floor), beside, &at));
+                    // An image of odd width ends in half a tile.
+                    let at = at.start + out..at.end + out;
+                    if at.end <= line {
+                        store(simd, &mut y[at.clone()], finish(simd, right, (bias, floor), beside, &at));
                     }
                 }
             }
         }
     }
+}
 
-    fn transform_results(
-        &self,
-        geometry: &Geometry,
-        tiles: impl ExactSizeIterator<Item = Corner>,
-        y: &mut [f32],
-    ) {
-        let Geometry { out_height, out_width, out_channels: out, .. } = *geometry;
-        let place_len = self.tiles * out;
-        let mut first = None;
-        for (tile, Corner { image, row, column }) in tiles.enumerate() {
-            let at = (image * out_height + row) * out_width + column;
-            let at = at - *first.get_or_insert(at);
-            let results = &self.results[tile * out..];
-            let places = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(down, right)| {
-                let inside = row + down < out_height && column + right < out_width;
-                inside.then_some((at + down * out_width + right) * out)
-            });
-            widest! {
-                for start in (0..out).step_by(LANES) {
-                    let lanes = (out - start).min(LANES);
-                    let mut values = [[0.0; LANES]; PLACES];
-                    for place in 0..PLACES {
-                        values[place] = load(&results[place * place_len + start..][..lanes]);
-                    }
-                    let values = result_transform(values);
-                    for (place, at) in places.iter().enumerate() {
-                        if let Some(at) = at {
-                            store(values[place], &mut y[at + start..][..lanes]);
-                        }
-                    }
-                }
-            }
-        }
+/// A column of the places, times A^T.
+#[inline(always)]
+fn result_column<S: Simd>(simd: S, places: &[&[f32]; PLACES], x: usize, at: &Range<usize>) -> [S::f32s; 2] {
+    let values = [
+        load(simd, &places[x][at.clone()]),
+        load(simd, &places[4 + x][at.clone()]),
+        load(simd, &places[8 + x][at.clone()]),
+        load(simd, &places[12 + x][at.clone()]),
+    ];
+    sum_and_difference(simd, values)
+}
+
+/// What [`Behind`] does, to one vector. Written so that NaN passes through: a later check must see it.
+#[inline(always)]
+fn finish<S: Simd>(
+    simd: S,
+    value: S::f32s,
+    (bias, floor): (S::f32s, S::f32s),
+    shortcut: Option<&[f32]>,
+    at: &Range<usize>,
+) -> S::f32s {
+    let mut value = simd.add_f32s(value, bias);
+    if let Some(shortcut) = shortcut {
+        value = simd.add_f32s(value, load(simd, &shortcut[at.clone()]));
+    }
+    simd.select_f32s(simd.less_than_f32s(value, floor), floor, value)
+}
+
+/// A^T times a vector.
+#[inline(always)]
+fn sum_and_difference<S: Simd>(simd: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 2] {
+    let sum = simd.add_f32s(a, simd.add_f32s(b, c));
+    [sum, simd.sub_f32s(simd.sub_f32s(b, c), d)]
+}
+
+/// `values` in the first lanes.
+#[inline(always)]
+fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(values).0 {
+        [lanes] => *lanes,
+        _ => simd.partial_load_f32s(values),
     }
 }
 
 #[inline(always)]
-fn load(values: &[f32]) -> Lanes {
-    let mut lanes = [0.0; LANES];
-    match values.first_chunk::<LANES>() {
-        Some(all) => lanes = *all,
-        None => lanes[..values.len()].copy_from_slice(values),
+fn store<S: Simd>(simd: S, out: &mut [f32], lanes: S::f32s) {
+    match S::as_mut_simd_f32s(out).0 {
+        [all] => *all = lanes,
+        _ => simd.partial_store_f32s(out, lanes),
     }
-    lanes
-}
-
-#[inline(always)]
-fn store(lanes: Lanes, out: &mut [f32]) {
-    match out.first_chunk_mut::<LANES>() {
-        Some(all) => *all = lanes,
-        None => out.copy_from_slice(&lanes[..out.len()]),
-    }
-}
-
-#[inline(always)]
-fn add(a: Lanes, b: Lanes) -> Lanes {
-    let mut sum = a;
-    for lane in 0..LANES {
-        sum[lane] += b[lane];
-    }
-    sum
-}
-
-#[inline(always)]
-fn subtract(a: Lanes, b: Lanes) -> Lanes {
-    let mut difference = a;
-    for lane in 0..LANES {
-        difference[lane] -= b[lane];
-    }
-    difference
-}
-
-/// B^T d B: each column of the tile, then each row.
-#[inline(always)]
-fn input_transform(mut d: [Lanes; PLACES]) -> [Lanes; PLACES] {
-    for (start, step) in [(0, 4), (1, 4), (2, 4), (3, 4), (0, 1), (4, 1), (8, 1), (12, 1)] {
-        let (a, b, c, e) = (d[start], d[start + step], d[start + 2 * step], d[start + 3 * step]);
-        d[start] = subtract(a, c);
-        d[start + step] = add(b, c);
-        d[start + 2 * step] = subtract(c, b);
-        d[start + 3 * step] = subtract(b, e);
-    }
-    d
-}
-
-/// A^T m A: four results, in rows.
-#[inline(always)]
-fn result_transform(m: [Lanes; PLACES]) -> [Lanes; 4] {
-    let mut rows = [[0.0; LANES]; 8];
-    for column in 0..4 {
-        let (a, b, c, d) = (m[column], m[4 + column], m[8 + column], m[12 + column]);
-        rows[column] = add(a, add(b, c));
-        rows[4 + column] = subtract(subtract(b, c), d);
-    }
-    let mut results = [[0.0; LANES]; 4];
-    for row in 0..2 {
-        let (a, b, c, d) = (rows[4 * row], rows[4 * row + 1], rows[4 * row + 2], rows[4 * row + 3]);
-        results[2 * row] = add(a, add(b, c));
-        results[2 * row + 1] = subtract(subtract(b, c), d);
-    }
-    results
 }
 
 /// G g G^T at one place.
