@@ -20,10 +20,11 @@ build: setup ## the release binary, target/release/palimpsest
 demo: build ## three periods of real frames through Kafka's protocol, three versions out, in a few minutes
 	$(TARGET)/release/palimpsest demo
 
-test: setup ## everything that CI runs: format, clippy, tests, CUDA type check, alerts, licences
+test: setup ## everything that CI runs: format, clippy, tests, a trial of the benchmarks, CUDA type check, alerts, licences
 	@$(STEP) "format" $(CARGO) fmt --check
 	@$(STEP) "clippy" $(CARGO) clippy --locked --all-targets -- -D warnings
 	@$(STEP) "tests and doc tests" $(CARGO) test --locked
+	@$(STEP) "a trial of every benchmark row" $(CARGO) test --locked --bench performance -- --small
 	@$(STEP) "type check of the cuda feature" tools/cuda/check.sh
 	@$(STEP) "alert rules" tools/promtool.sh
 	@$(STEP) "licences, bans, sources" tools/deny.sh

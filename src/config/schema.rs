@@ -302,7 +302,7 @@ schema! {
         /// "auto": the first CUDA device if the program was built for it and there is one, else the CPU.
         device: Device = Device::Auto, any();
         /// Matrix products of training: "f32", "bf16" (operands rounded to it, sums, norms, losses and weights f32), or "auto": bf16 on
-        /// a CPU with AVX512-BF16, where a step takes about 0.6 of the time, else f32. Evaluation and serving are f32 always.
+        /// an AMD CPU with AVX512-BF16, where a step takes about 0.6 of the time, else f32. Evaluation and serving are f32 always.
         precision: Precision = Precision::Auto, any();
         /// Threads of the training process; 0: one for each core. A resume is exact only with the same number. A container's
         /// CPU limit counts training and the daemon together: leave the daemon something of it.

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use heads::{HeadSpec, Predictor, Projector};
 pub use init::{Init, ParameterKind, ParameterSpec};
-pub use ops::{Precision, has_bf16_instructions};
+pub use ops::{Precision, bf16_is_faster};
 pub use weights::{Trainability, Weights};
 
 /// Which network, by the name used in configuration, job files and manifests.

@@ -6,7 +6,7 @@
 
 use candle_core::Device;
 
-use crate::model::{Precision, has_bf16_instructions};
+use crate::model::{Precision, bf16_is_faster};
 
 use super::spec::PrecisionChoice;
 
@@ -37,7 +37,7 @@ pub fn select(name: &str, precision: PrecisionChoice) -> Result<Selected, Device
     let precision = match precision {
         PrecisionChoice::F32 => Precision::F32,
         PrecisionChoice::Bf16 => Precision::Bf16,
-        PrecisionChoice::Auto if device.is_cpu() && has_bf16_instructions() => Precision::Bf16,
+        PrecisionChoice::Auto if device.is_cpu() && bf16_is_faster() => Precision::Bf16,
         PrecisionChoice::Auto => Precision::F32,
     };
     let description = format!("{found}, products in {precision}");
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn bf16_is_chosen_by_itself_only_where_the_processor_has_its_instructions() {
         let precision = |choice| select("cpu", choice).unwrap().precision;
-        assert_eq!(precision(PrecisionChoice::Auto) == Precision::Bf16, has_bf16_instructions());
+        assert_eq!(precision(PrecisionChoice::Auto) == Precision::Bf16, bf16_is_faster());
         assert_eq!(precision(PrecisionChoice::Bf16), Precision::Bf16);
         assert_eq!(precision(PrecisionChoice::F32), Precision::F32);
     }

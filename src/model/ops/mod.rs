@@ -43,7 +43,7 @@ mod vector;
 pub use add_relu::add_relu;
 pub use arithmetic::Precision;
 pub use batch_norm::{Activation, BatchNormInput, Moments, batch_norm_eval, batch_norm_train};
-pub use bf16::has_instructions as has_bf16_instructions;
+pub use bf16::is_faster as bf16_is_faster;
 pub use channels_last::channels_last;
 pub use conv_norm::{ConvNormRule, ConvNormStep, ResidualSteps, conv_norm, residual_block};
 pub use conv2d::conv2d;
