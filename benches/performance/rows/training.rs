@@ -190,7 +190,7 @@ impl Row for Training {
             variants: f32_variants,
             targets,
             tolerance: 1e-3,
-            checked: *self.ours().last().expect("the side in f32"),
+            checked: self.ours().last().expect("the side in f32"),
         };
         let bf16 = Comparison {
             ours: OURS,
