@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::child::{Measured, Ready, Side};
-use crate::machine::{Machine, today};
+use crate::machine::{self, Machine, today};
 use crate::options::Options;
 use crate::report::{self, Results};
 use crate::rows::{self, Comparison, GEMM, OURS, Row};
@@ -55,6 +55,11 @@ pub struct RowResult {
 impl RowResult {
     pub fn side(&self, name: &str) -> Result<&SideResult> {
         self.sides.get(name).with_context(|| format!("{} has no side {name}", self.row))
+    }
+
+    /// Whether the comparison's sides were measured.
+    pub fn has(&self, comparison: &Comparison) -> bool {
+        comparison.variants.iter().chain([&comparison.ours]).all(|side| self.sides.contains_key(*side))
     }
 
     /// The variant of a comparison with the smallest median time.
@@ -143,7 +148,8 @@ impl Sides {
         if row.flops().is_some() && row.name() != GEMM {
             all.push(GEMM, our_side(GEMM, folder, OURS, threads)?);
         }
-        for comparison in row.comparisons() {
+        let has_bf16 = machine::has_bf16()?;
+        for comparison in row.comparisons().iter().filter(|comparison| has_bf16 || !comparison.needs_bf16) {
             for variant in comparison.variants {
                 if all.names.iter().any(|name| name == variant) {
                     continue;

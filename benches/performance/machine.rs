@@ -65,6 +65,12 @@ impl Machine {
     }
 }
 
+/// Whether the processor has instructions for products in bf16.
+pub fn has_bf16() -> Result<bool> {
+    let flags = Machine::inspect(false)?.flags;
+    Ok(flags.iter().any(|flag| flag == "avx512_bf16" || flag == "amx_bf16"))
+}
+
 /// As 2026-11-28.
 pub fn today() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%d").to_string()

@@ -136,8 +136,8 @@ fn rows_table(results: &[RowResult]) -> Result<String> {
         .to_owned();
     for result in results {
         let row = row_of(result)?;
-        for comparison in row.comparisons() {
-            table += &rows_line(result, row.as_ref(), &comparison)?;
+        for comparison in row.comparisons().iter().filter(|comparison| result.has(comparison)) {
+            table += &rows_line(result, row.as_ref(), comparison)?;
         }
     }
     Ok(table)
@@ -233,7 +233,7 @@ fn limit_table(results: &[RowResult]) -> Result<Option<String>> {
         write!(table, "{} |", achieved(result.side(OURS)?))?;
         write!(table, " {} |", result.side(OURS_F32).map_or_else(|_| "-".to_owned(), achieved))?;
         for comparison in row.comparisons().iter().filter(|comparison| comparison.ours == OURS) {
-            write!(table, " {} |", achieved(result.fastest(comparison)?))?;
+            write!(table, " {} |", result.fastest(comparison).map_or_else(|_| "-".to_owned(), achieved))?;
         }
         table.push('\n');
     }

@@ -78,6 +78,7 @@ impl Row for ForgettingRun {
             targets: Some((1.2, 1.2)),
             tolerance: 1e-3,
             checked: OURS,
+            needs_bf16: false,
         }]
     }
 

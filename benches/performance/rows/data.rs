@@ -66,6 +66,7 @@ impl Row for Data {
             targets: Some((0.5, 0.25)),
             tolerance: 0.0,
             checked: OURS,
+            needs_bf16: false,
         }]
     }
 

@@ -76,6 +76,7 @@ impl Row for Embed {
             targets: Some((1.0, 0.7)),
             tolerance: 2e-3,
             checked: OURS,
+            needs_bf16: false,
         };
         vec![against("PyTorch f32 eager", &["eager"]), against("onnxruntime", &["onnxruntime"])]
     }

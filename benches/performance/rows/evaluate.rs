@@ -53,6 +53,7 @@ impl Row for Evaluate {
             // Accuracies on 2,000 queries: a few lie on a boundary.
             tolerance: 5e-3,
             checked: OURS,
+            needs_bf16: false,
         }]
     }
 

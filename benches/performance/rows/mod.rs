@@ -101,6 +101,8 @@ pub struct Comparison {
     pub tolerance: f64,
     /// Whose numbers they are.
     pub checked: &'static str,
+    /// Left out on a processor without instructions for bf16, where PyTorch takes many times its time in f32.
+    pub needs_bf16: bool,
 }
 
 /// Every row of the tables, in their order.

@@ -191,6 +191,7 @@ impl Row for Training {
             targets,
             tolerance: 1e-3,
             checked: self.ours().last().expect("the side in f32"),
+            needs_bf16: false,
         };
         let bf16 = Comparison {
             ours: OURS,
@@ -199,6 +200,7 @@ impl Row for Training {
             targets: self.targets[1],
             tolerance: 5e-2,
             checked: OURS,
+            needs_bf16: self.place == Place::Cpu,
         };
         let mut all = vec![f32(OURS, self.targets[0]), bf16];
         if self.place == Place::Cpu {
