@@ -41,7 +41,7 @@ impl Results {
     }
 
     /// Takes the rows of `earlier` that it has not measured itself; rows come in the tables' order.
-    fn complete(&mut self, earlier: Results) -> Result<()> {
+    fn complete(&mut self, earlier: Results) {
         let measured = |rows: &[RowResult], row: &RowResult| {
             rows.iter().any(|other| (&other.row, other.threads) == (&row.row, row.threads))
         };
@@ -50,7 +50,6 @@ impl Results {
         let order: Vec<_> = rows::all().iter().chain(&rows::gpu()).map(|row| row.name()).collect();
         let place = |row: &RowResult| order.iter().position(|name| *name == row.row);
         self.rows.sort_by_key(|row| (place(row), row.threads));
-        Ok(())
     }
 }
 
@@ -62,7 +61,7 @@ pub fn write(mut results: Results, keep: bool) -> Result<()> {
     }
     let path = Path::new(MEASUREMENTS).join(results.machine.file_name()).with_extension("json");
     if path.exists() {
-        results.complete(Results::read(&path)?)?;
+        results.complete(Results::read(&path)?);
     }
     results.save(&path)?;
     println!("{}", section(&results)?);

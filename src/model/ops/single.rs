@@ -1,7 +1,7 @@
 //! Products of f32 as they are.
 //!
-//! By the kernel of our own where the machine has AVX-512, by the `gemm` crate elsewhere: with AVX2 a kernel of our own was
-//! no faster in any whole step, since both come near the limit of those instructions.
+//! By the kernel of our own where the machine has AVX-512, by the `gemm` crate elsewhere: with AVX2 a kernel of our own changed
+//! whole steps by no more than the noise of the machine, since both come near the limit of those instructions.
 
 use super::arithmetic::{Arithmetic, Full, Left, Patches, Right, Rows};
 #[cfg(target_arch = "x86_64")]
