@@ -7,7 +7,7 @@
 //! A product contracts over an index that advances in groups of [`Arithmetic::GROUP`] neighbours (pairs for bf16).
 //! *Rows* are row-major, the contraction along each row: what stands on the left. *Grouped* is `[groups][columns][GROUP]`:
 //! what stands on the right, or transposed on the left. What is multiplied often (a weight) is cut into *panels* of
-//! [`PANEL_COLUMNS`] columns, each of them grouped: a kernel then reads it from the first byte to the last.
+//! [`Arithmetic::panel_columns`] columns, each of them grouped: a kernel then reads it from the first byte to the last.
 //!
 //! Invariant: products run on the calling thread, and each element is summed in an order that follows from shapes alone.
 
@@ -15,9 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use super::kernel::Real;
 use super::matrix::{Matrix, Shape, Write};
-
-/// Columns of a panel: what a kernel keeps sums of in registers.
-pub(super) const PANEL_COLUMNS: usize = 64;
 
 /// What products of f32 tensors are computed in. Sums, norms, losses and weights are f32 either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,8 +70,7 @@ impl<E> Left<'_, E> {
     }
 }
 
-/// The right operand `[depth, columns]`: element (d, j) is `data[j / PANEL_COLUMNS * panel_stride + d / GROUP * group_stride +
-/// j % PANEL_COLUMNS * column_stride + d % GROUP]`.
+/// The right operand `[depth, columns]`: element (d, j) is `data[start_of(j) + d / GROUP * group_stride + d % GROUP]`.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a, E> {
     pub data: &'a [E],
@@ -83,9 +79,13 @@ pub(super) struct Right<'a, E> {
     pub columns: usize,
     pub group_stride: usize,
     pub column_stride: usize,
-    /// `PANEL_COLUMNS * column_stride` where the columns are not cut into panels.
+    /// Columns of a panel: [`UNCUT`] where they are not cut into panels.
+    pub panel_columns: usize,
     pub panel_stride: usize,
 }
+
+/// The columns of a panel where there are none.
+pub(super) const UNCUT: usize = usize::MAX;
 
 impl<'a, E> Right<'a, E> {
     /// Of groups that lie side by side, without panels; `depth` in groups.
@@ -94,23 +94,34 @@ impl<'a, E> Right<'a, E> {
         depth: usize,
         columns: usize,
     ) -> Self {
-        let (group_stride, panel_stride) = (A::GROUP * columns, A::GROUP * PANEL_COLUMNS);
-        Right { data, depth, columns, group_stride, column_stride: A::GROUP, panel_stride }
+        Right {
+            data,
+            depth,
+            columns,
+            group_stride: A::GROUP * columns,
+            column_stride: A::GROUP,
+            panel_columns: UNCUT,
+            panel_stride: 0,
+        }
+    }
+
+    /// Where column `column` starts.
+    pub(super) fn start_of(&self, column: usize) -> usize {
+        column / self.panel_columns * self.panel_stride + column % self.panel_columns * self.column_stride
     }
 
     /// # Panics
     /// Where it is empty or reaches outside its slice.
     pub(super) fn assert_fits(&self, group: usize) {
         assert!(self.columns * self.depth > 0, "an empty right operand");
-        assert!(self.panel_stride >= PANEL_COLUMNS * self.column_stride, "panels that overlap");
-        let (panel, column) = ((self.columns - 1) / PANEL_COLUMNS, (self.columns - 1) % PANEL_COLUMNS);
-        let last =
-            panel * self.panel_stride + column * self.column_stride + (self.depth - 1) * self.group_stride;
+        let cut = self.panel_stride >= self.panel_columns.saturating_mul(self.column_stride);
+        assert!(cut || !self.has_panels(), "panels that overlap");
+        let last = self.start_of(self.columns - 1) + (self.depth - 1) * self.group_stride;
         assert!(last + group <= self.data.len(), "a right operand beyond its slice");
     }
 
     pub(super) fn has_panels(&self) -> bool {
-        self.columns > PANEL_COLUMNS && self.panel_stride != PANEL_COLUMNS * self.column_stride
+        self.columns > self.panel_columns
     }
 
     /// The same matrix transposed, as a left operand.
@@ -137,9 +148,14 @@ impl<'a, E> Right<'a, E> {
         Right { data: &self.data[start * self.column_stride..], columns: count, ..self }
     }
 
+    /// The first `count` columns.
+    pub(super) fn first_columns(self, count: usize) -> Self {
+        Right { columns: count, ..self }
+    }
+
     /// The columns of one panel.
     pub(super) fn panel(self, panel: usize) -> Self {
-        let columns = (self.columns - panel * PANEL_COLUMNS).min(PANEL_COLUMNS);
+        let columns = (self.columns - panel * self.panel_columns).min(self.panel_columns);
         Right { data: &self.data[panel * self.panel_stride..], columns, ..self }
     }
 
@@ -195,6 +211,11 @@ pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
     /// Rows of the left operand below which a product is slow because it first copies the right one.
     const FEWEST_ROWS: usize;
 
+    /// Into panels of how many columns so many are cut: what this machine's kernel keeps sums of in registers.
+    fn panel_columns(_columns: usize) -> usize {
+        64
+    }
+
     fn to_narrow(wide: Self::Wide) -> Self::Narrow;
     fn to_wide(narrow: Self::Narrow) -> Self::Wide;
 
@@ -231,6 +252,14 @@ pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
         scratch: &'a mut Vec<Self::Narrow>,
     ) -> Right<'a, Self::Narrow>;
 
+    /// The same of a weight, which is then multiplied by many rows: in panels where this machine's kernel wants them.
+    fn group_weight<'a>(
+        weight: Patches<'_, Self::Narrow>,
+        scratch: &'a mut Vec<Self::Narrow>,
+    ) -> Right<'a, Self::Narrow> {
+        Self::group_patches(weight, scratch)
+    }
+
     /// `destination = patches * right`, without gaps between the rows of the destination. May write into `scratch`.
     fn multiply_patches(
         self,
@@ -239,6 +268,18 @@ pub(super) trait Arithmetic: Copy + Send + Sync + 'static {
         destination: &mut [Self::Wide],
         scratch: &mut Vec<Self::Narrow>,
     );
+
+    /// `destination += transposed left * right`, contracted over the patches, of which there are as many on both sides: without gaps
+    /// between the rows of the destination. May write into `scratch`.
+    fn add_over_patches(
+        self,
+        left: Patches<'_, Self::Narrow>,
+        right: Patches<'_, Self::Narrow>,
+        destination: &mut [Self::Wide],
+        scratch: &mut [Vec<Self::Narrow>; 2],
+    ) {
+        add_over_copies(self, left, right, destination, scratch);
+    }
 
     /// `destination = (0 or destination) + left * right`; rows of the destination lie `stride` apart.
     ///
@@ -292,7 +333,8 @@ impl<T: Real> Arithmetic for Full<T> {
             columns,
             group_stride: stride,
             column_stride: 1,
-            panel_stride: PANEL_COLUMNS,
+            panel_columns: UNCUT,
+            panel_stride: 0,
         }
     }
 
@@ -304,7 +346,8 @@ impl<T: Real> Arithmetic for Full<T> {
             columns: rows,
             group_stride: 1,
             column_stride: stride,
-            panel_stride: PANEL_COLUMNS * stride,
+            panel_columns: UNCUT,
+            panel_stride: 0,
         }
     }
 
@@ -336,15 +379,27 @@ impl<T: Real> Arithmetic for Full<T> {
         let shape =
             |rows, columns, row_stride, column_stride| Shape { rows, columns, row_stride, column_stride };
         let l = Matrix::new(left.data, shape(left.rows, left.depth, left.row_stride, left.group_stride));
-        let columns_at_once = if right.has_panels() { PANEL_COLUMNS } else { right.columns };
-        for (panel, column) in (0..right.columns).step_by(columns_at_once).enumerate() {
-            let columns = (right.columns - column).min(columns_at_once);
+        for column in (0..right.columns).step_by(right.panel_columns) {
+            let columns = (right.columns - column).min(right.panel_columns);
             let r = shape(right.depth, columns, right.group_stride, right.column_stride);
-            let r = Matrix::new(&right.data[panel * right.panel_stride..], r);
+            let r = Matrix::new(&right.data[right.start_of(column)..], r);
             let target = Shape::with_row_stride(left.rows, columns, stride);
             l.multiply_into(r, &mut destination[column..], target, write);
         }
     }
+}
+
+/// [`Arithmetic::add_over_patches`], with both sides' patches gathered first.
+pub(super) fn add_over_copies<A: Arithmetic>(
+    arithmetic: A,
+    left: Patches<'_, A::Narrow>,
+    right: Patches<'_, A::Narrow>,
+    destination: &mut [A::Wide],
+    [first, second]: &mut [Vec<A::Narrow>; 2],
+) {
+    let left = A::group_patches(left, first).transposed();
+    let right = A::group_patches(right, second);
+    arithmetic.multiply(left, right, destination, right.columns, Write::Add);
 }
 
 /// Writes the patches one after the other.

@@ -4,10 +4,10 @@
 //! f32 instruction. Where it is missing the same sums are taken by plain loops: slow, and there so that every machine can
 //! run (and test) every precision.
 
-use super::arithmetic::{Arithmetic, Left, PANEL_COLUMNS, Patches, Right, Rows, gather};
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
+use super::arithmetic::{Arithmetic, Left, Patches, Right, Rows, gather};
 use super::matrix::Write;
+#[cfg(target_arch = "x86_64")]
+use super::{avx512::Pairs, blocks};
 use crate::widest::widest;
 
 /// The bits of a bf16: the upper half of an f32's.
@@ -157,7 +157,7 @@ impl Arithmetic for Bf16 {
         #[cfg(target_arch = "x86_64")]
         if self.instructions {
             // SAFETY: `instructions` says that the machine has them.
-            unsafe { avx512::multiply_patches(patches, right, destination) };
+            unsafe { blocks::multiply_patches::<Pairs>(patches, right, destination) };
             return;
         }
         gather(patches, scratch);
@@ -176,7 +176,7 @@ impl Arithmetic for Bf16 {
         #[cfg(target_arch = "x86_64")]
         if self.instructions {
             // SAFETY: `instructions` says that the machine has them.
-            unsafe { avx512::multiply(left, right, destination, stride, write) };
+            unsafe { blocks::multiply::<Pairs>(left, right, destination, stride, write) };
             return;
         }
         multiply_portably(left, right, destination, stride, write);
@@ -198,9 +198,10 @@ fn multiply_portably(
         for group in 0..left.depth {
             let at = row * left.row_stride + group * left.group_stride;
             let (a, b) = (Bf16::to_wide(left.data[at]), Bf16::to_wide(left.data[at + 1]));
-            for (panel, sums) in sums.chunks_mut(PANEL_COLUMNS).enumerate() {
-                let at = panel * right.panel_stride + group * right.group_stride;
-                for (sum, pair) in sums.iter_mut().zip(right.data[at..].as_chunks::<2>().0) {
+            for column in (0..right.columns).step_by(right.panel_columns) {
+                let at = right.start_of(column) + group * right.group_stride;
+                let sums = sums[column..].iter_mut().take(right.panel_columns);
+                for (sum, pair) in sums.zip(right.data[at..].as_chunks::<2>().0) {
                     *sum += a * Bf16::to_wide(pair[0]) + b * Bf16::to_wide(pair[1]);
                 }
             }

@@ -19,9 +19,13 @@
 mod add_relu;
 mod arithmetic;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod batch_norm;
 mod bf16;
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 mod channels_last;
 mod conv2d;
 mod conv_norm;

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::arithmetic::{Arithmetic, PANEL_COLUMNS, Right, Rows};
+use super::arithmetic::{Arithmetic, Right, Rows};
 
 /// `[panels][depth in groups][columns of a panel][GROUP]`; what pads the last panel and the last group is zero.
 pub(super) struct Panels<A: Arithmetic> {
@@ -25,7 +25,7 @@ impl<A: Arithmetic> Panels<A> {
         run: impl Fn(usize, usize, &mut dyn FnMut(usize, A::Wide)) + Sync,
     ) -> Self {
         let groups = depth.div_ceil(A::GROUP);
-        let width = columns.min(PANEL_COLUMNS);
+        let width = columns.min(A::panel_columns(columns));
         let panel_len = groups * width * A::GROUP;
         let mut data = vec![A::Narrow::default(); columns.div_ceil(width) * panel_len];
         data.par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, data)| {
@@ -54,7 +54,7 @@ impl<A: Arithmetic> Panels<A> {
     }
 
     pub(super) fn right(&self) -> Right<'_, A::Narrow> {
-        let width = self.columns.min(PANEL_COLUMNS);
+        let width = self.columns.min(A::panel_columns(self.columns));
         let group_stride = width * A::GROUP;
         Right {
             data: &self.data,
@@ -62,11 +62,8 @@ impl<A: Arithmetic> Panels<A> {
             columns: self.columns,
             group_stride,
             column_stride: A::GROUP,
-            panel_stride: if self.columns > PANEL_COLUMNS {
-                self.depth * group_stride
-            } else {
-                PANEL_COLUMNS * A::GROUP
-            },
+            panel_columns: width,
+            panel_stride: self.depth * group_stride,
         }
     }
 }
@@ -107,8 +104,9 @@ mod tests {
                 (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))).map(|(i, j)| cell(i, j)).collect();
             prop_assert_eq!(&product(Full::<f64>::new(), rows, depth, columns), &wanted);
             let wanted: Vec<f32> = wanted.iter().map(|&value| value as f32).collect();
-            prop_assert_eq!(&product(Single::new(), rows, depth, columns), &wanted);
-            prop_assert_eq!(&product(Single::without_instructions(), rows, depth, columns), &wanted);
+            for single in Single::all() {
+                prop_assert_eq!(&product(single, rows, depth, columns), &wanted);
+            }
             prop_assert_eq!(&product(Bf16::new(), rows, depth, columns), &wanted);
             prop_assert_eq!(&product(Bf16::without_instructions(), rows, depth, columns), &wanted);
         }

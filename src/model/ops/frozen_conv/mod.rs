@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::Window;
-use super::arithmetic::{Arithmetic, PANEL_COLUMNS, Precision};
+use super::arithmetic::{Arithmetic, Precision};
 use super::batch_norm::Activation;
 use super::bf16::Bf16;
 use super::kernel::View;
@@ -186,7 +186,9 @@ fn forward<A: Arithmetic<Wide = f32>>(
     let images = geometry.operand::<A>(x);
     let (sampling, weight) = (geometry.sampling(&images), weight.right());
     let product = Product { arithmetic, images: &images, sampling, weight };
-    if geometry.positions() <= FEW_POSITIONS && geometry.out_channels > PANEL_COLUMNS {
+    if geometry.positions() <= FEW_POSITIONS
+        && geometry.out_channels > A::panel_columns(geometry.out_channels)
+    {
         let mut y = by_panels(&product);
         behind.apply(&mut y, shortcut);
         return y;
@@ -202,14 +204,15 @@ fn forward<A: Arithmetic<Wide = f32>>(
 /// All positions at once, panel after panel of the weight.
 fn by_panels<A: Arithmetic<Wide = f32>>(product: &Product<'_, A>) -> Vec<f32> {
     let out = product.weight.columns;
-    let panels: Vec<Vec<f32>> = (0..out.div_ceil(PANEL_COLUMNS))
+    let width = A::panel_columns(out);
+    let panels: Vec<Vec<f32>> = (0..out.div_ceil(width))
         .into_par_iter()
         .map(|panel| Product { weight: product.weight.panel(panel), ..*product }.all())
         .collect();
-    let positions = panels[0].len() / PANEL_COLUMNS.min(out);
+    let positions = panels[0].len() / width;
     let mut y = vec![0.0; positions * out];
     for (position, y) in y.chunks_exact_mut(out).enumerate() {
-        for (y, panel) in y.chunks_mut(PANEL_COLUMNS).zip(&panels) {
+        for (y, panel) in y.chunks_mut(width).zip(&panels) {
             y.copy_from_slice(&panel[position * y.len()..][..y.len()]);
         }
     }

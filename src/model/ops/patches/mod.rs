@@ -202,7 +202,7 @@ impl Geometry {
             }
         }
         let rows = Patches { data, starts: &starts, segments: 1, segment_len: pixel, segment_stride: 0 };
-        A::group_patches(rows, scratch).columns(0, self.channels)
+        A::group_weight(rows, scratch).first_columns(self.channels)
     }
 
     /// Where a phase's patches lie in the gradient's operand.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::Window;
-use super::super::arithmetic::{Arithmetic, Right};
+use super::super::arithmetic::{Arithmetic, Patches};
 use super::super::kernel::{Real, sum_in_order};
 use super::super::matrix::Write;
 use super::{Geometry, Padded, TILE_POSITIONS};
@@ -45,15 +45,13 @@ impl<A: Arithmetic> WeightGradient<'_, A> {
 
     /// The share of `positions`: [padded out, kernel row, kernel column, padded channel].
     fn part(&self, positions: Range<usize>) -> Vec<A::Wide> {
-        let [mut left, mut right] = [const { Vec::new() }; 2];
         let [mut pixels, mut starts] = [const { Vec::new() }; 2];
-        let mut sums = Vec::new();
+        let (mut sums, mut scratch) = (Vec::new(), [const { Vec::new() }; 2]);
         for start in positions.clone().step_by(TILE_POSITIONS) {
             let tile = start..(start + TILE_POSITIONS).min(positions.end);
-            let left = self.grouped_gradient(tile.clone(), &mut pixels, &mut left).transposed();
-            let right = self.grouped_patches(tile, &mut starts, &mut right);
-            sums.resize(left.rows * right.columns, A::Wide::ZERO);
-            self.arithmetic.multiply(left, right, &mut sums, right.columns, Write::Add);
+            let (left, right) = (self.gradient(tile.clone(), &mut pixels), self.patches(tile, &mut starts));
+            sums.resize(left.columns() * right.columns(), A::Wide::ZERO);
+            self.arithmetic.add_over_patches(left, right, &mut sums, &mut scratch);
         }
         sums
     }
@@ -63,8 +61,8 @@ impl<A: Arithmetic> WeightGradient<'_, A> {
         let [mut left, mut right] = [const { Vec::new() }; 2];
         let [mut pixels, mut starts] = [const { Vec::new() }; 2];
         let positions = 0..self.geometry.positions();
-        let left = self.grouped_gradient(positions.clone(), &mut pixels, &mut left);
-        let right = self.grouped_patches(positions, &mut starts, &mut right);
+        let left = A::group_patches(self.gradient(positions.clone(), &mut pixels), &mut left);
+        let right = A::group_patches(self.patches(positions, &mut starts), &mut right);
         let mut sums = vec![A::Wide::ZERO; left.columns * right.columns];
         let block = left.columns.div_ceil(WEIGHT_GRADIENT_PARTS);
         sums.par_chunks_mut(block * right.columns).enumerate().for_each(|(index, sums)| {
@@ -74,24 +72,14 @@ impl<A: Arithmetic> WeightGradient<'_, A> {
         sums
     }
 
-    fn grouped_gradient<'b>(
-        &self,
-        positions: Range<usize>,
-        starts: &'b mut Vec<usize>,
-        scratch: &'b mut Vec<A::Narrow>,
-    ) -> Right<'b, A::Narrow> {
-        let pixels = self.geometry.gradient_pixels(self.gradient);
-        A::group_patches(self.gradient.patches(&pixels, positions, starts), scratch)
+    /// The pixels of the result's gradient.
+    fn gradient<'b>(&'b self, positions: Range<usize>, starts: &'b mut Vec<usize>) -> Patches<'b, A::Narrow> {
+        let sampling = self.geometry.gradient_pixels(self.gradient);
+        self.gradient.patches(&sampling, positions, starts)
     }
 
-    fn grouped_patches<'b>(
-        &self,
-        positions: Range<usize>,
-        starts: &'b mut Vec<usize>,
-        scratch: &'b mut Vec<A::Narrow>,
-    ) -> Right<'b, A::Narrow> {
-        let sampling = self.geometry.sampling(self.images);
-        A::group_patches(self.images.patches(&sampling, positions, starts), scratch)
+    fn patches<'b>(&'b self, positions: Range<usize>, starts: &'b mut Vec<usize>) -> Patches<'b, A::Narrow> {
+        self.images.patches(&self.geometry.sampling(self.images), positions, starts)
     }
 }
 
