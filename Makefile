@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-gpu bench-small bench-periods bench-daemon bench-run bench-precision streams clean
+.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-gpu bench-small bench-periods bench-daemon bench-run bench-precision forgetting streams clean
 
 CARGO ?= cargo
 STEP := tools/step.sh
@@ -80,10 +80,16 @@ bench-run: setup streams ## one run of the forgetting benchmark beside PyTorch; 
 bench-precision: setup streams ## the loss with products in bf16 and in f32, several seeds; writes the same page
 	$(CARGO) bench --locked --bench performance -- precision --stream $(abspath $(TARGET))/streams/atari-digits-40 $(BENCH)
 
-streams: ## the streams of the forgetting benchmark, Atari games then digits, in target/streams/atari-digits-40 and -20
+forgetting: build streams ## docs/forgetting.md anew: what each method forgets, on every stream (hours on two cores); JOBS=2, BENCH="--seeds 1"
+	tools/forgetting.sh $(TARGET) $(BENCH)
+
+streams: ## the streams of the forgetting benchmark, in target/streams
 	python=$$(tools/python.sh tools/streams/requirements.txt $(TARGET)/streams-python) && \
+	fashion=$$(tools/streams/fashion.sh $(abspath $(TARGET))/streams-fashion) && \
 	"$$python" tools/streams/atari_digits.py $(TARGET)/streams/atari-digits-40 && \
-	"$$python" tools/streams/atari_digits.py $(TARGET)/streams/atari-digits-20 --games 20
+	"$$python" tools/streams/atari_digits.py $(TARGET)/streams/atari-digits-20 --games 20 && \
+	"$$python" tools/streams/five_periods.py $(TARGET)/streams/five-periods --fashion "$$fashion" && \
+	"$$python" tools/streams/fashion_split.py $(TARGET)/streams/fashion-split --fashion "$$fashion"
 
 clean: ## remove what was built
 	$(CARGO) clean

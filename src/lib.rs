@@ -2,9 +2,11 @@
 //!
 //! A frame's way: [`ingest`] reads records from Kafka and writes segments to the [`store`], the [`registry`]
 //! says what was read. A period's way: [`period`] closes it, [`train`] teaches a [`model`] in a child process,
-//! [`eval`] measures, [`publish`] describes the version, [`serve`] hands it out. ARCHITECTURE.md draws both.
+//! [`eval`] measures, [`publish`] describes the version, [`serve`] hands it out. ARCHITECTURE.md draws both. [`bench`]
+//! measures what methods forget.
 
 pub mod app;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod demo;

@@ -42,6 +42,16 @@ enum Command {
         #[arg(long)]
         stop_with_stdin: bool,
     },
+    /// Measure what methods forget on a stream of labelled periods, the learner's own and what it is compared with.
+    ///
+    /// Writes results.json, a table (report.md) and a picture (accuracy.svg). Model, training and augmentation are the
+    /// configuration's; config/forgetting.toml holds the published benchmark's.
+    Bench {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        arguments: app::bench::BenchArguments,
+    },
     /// See the main job in a few minutes: three periods of real frames through an in-process broker.
     Demo(demo::DemoArguments),
     /// Replay a folder of images or a Parquet file into Kafka.
@@ -136,6 +146,9 @@ fn run(command: Command) -> anyhow::Result<()> {
     if let Command::Train { config, job, stop_with_stdin } = &command {
         return app::train::train(&cli::load(config.config.as_deref())?, job, *stop_with_stdin);
     }
+    if let Command::Bench { config, arguments } = &command {
+        return app::bench::bench(&cli::load(config.config.as_deref())?, arguments);
+    }
     if matches!(command, Command::Run { .. } | Command::Demo(_)) {
         train::runtime::prepare_daemon()?;
     }
@@ -146,7 +159,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 async fn run_async(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run { config, role } => app::run(&cli::load(config.config.as_deref())?, role.into()).await,
-        Command::Train { .. } => unreachable!("handled before the runtime starts"),
+        Command::Train { .. } | Command::Bench { .. } => unreachable!("handled before the runtime starts"),
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Produce { config, arguments } => {
             cli::produce(&cli::load(config.config.as_deref())?, arguments).await

@@ -1,5 +1,6 @@
 //! The only place that knows every concrete type: from the configuration to running roles.
 
+pub mod bench;
 mod cluster;
 mod serve;
 mod settings;

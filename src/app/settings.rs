@@ -70,22 +70,26 @@ fn job(config: &Config, init: Option<FileRef>) -> JobSettings {
         },
         probe_keep: config.probe.keep,
         device: device.to_string(),
-        precision: match precision {
-            config::Precision::Auto => PrecisionChoice::Auto,
-            config::Precision::F32 => PrecisionChoice::F32,
-            config::Precision::Bf16 => PrecisionChoice::Bf16,
-        },
+        precision: self::precision(precision),
         threads: if threads == 0 { cores() } else { threads },
         checkpoint_steps,
     }
 }
 
+pub(super) fn precision(precision: config::Precision) -> PrecisionChoice {
+    match precision {
+        config::Precision::Auto => PrecisionChoice::Auto,
+        config::Precision::F32 => PrecisionChoice::F32,
+        config::Precision::Bf16 => PrecisionChoice::Bf16,
+    }
+}
+
 /// Cores that this process may use.
-fn cores() -> usize {
+pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |count| count.get())
 }
 
-fn model(model: &config::Model, init: Option<FileRef>) -> ModelSpec {
+pub(super) fn model(model: &config::Model, init: Option<FileRef>) -> ModelSpec {
     let architecture = match model.architecture {
         config::Architecture::VitTiny => Architecture::VitTiny,
         config::Architecture::Resnet18 => Architecture::Resnet18,
@@ -110,7 +114,7 @@ fn method(train: &config::Train) -> Method {
     }
 }
 
-fn optimisation(train: &config::Train) -> Optimisation {
+pub(super) fn optimisation(train: &config::Train) -> Optimisation {
     Optimisation {
         tau: train.tau,
         batch: train.batch,
@@ -125,7 +129,7 @@ fn optimisation(train: &config::Train) -> Optimisation {
     }
 }
 
-fn augmentation(augment: &config::Augment) -> Augmentation {
+pub(super) fn augmentation(augment: &config::Augment) -> Augmentation {
     Augmentation {
         crop_scale: augment.crop_scale,
         flip_probability: augment.flip_probability,

@@ -264,6 +264,26 @@ fn threads_change_no_bit_of_outputs_gradients_and_statistics() {
 }
 
 #[test]
+fn threads_change_no_bit_of_a_lone_images_features() {
+    for architecture in Architecture::ALL {
+        let spec = EncoderSpec { architecture, image_size: 64, patch_size: 8 };
+        let weights = frozen(&spec, &initialised(&spec));
+        let features = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let encoder = build(&spec, &weights, Precision::F32).unwrap();
+                let features = encoder.forward(&f32_images(1, spec.image_size), Mode::Eval).unwrap();
+                features.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            })
+        };
+        let one = features(1);
+        for threads in [2, 3, 5] {
+            assert!(one == features(threads), "{architecture}, {threads} threads");
+        }
+    }
+}
+
+#[test]
 fn a_teacher_records_no_graph() {
     for architecture in Architecture::ALL {
         let spec = small(architecture);

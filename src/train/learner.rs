@@ -15,7 +15,7 @@ use super::batches::Batch;
 use super::checkpoint::{Checkpoint, tensors_to_bytes};
 use super::device::Selected;
 use super::error::TrainError;
-use super::loss::{LossTerms, distillation, ntxent};
+use super::loss::{LossTerms, distillation, feature_cosine, ntxent};
 use super::network::{Compute, Network, NetworkBytes, PREDICTOR_SEED, prefixed};
 use super::optim::AdamW;
 use super::rng::weights_seed;
@@ -37,9 +37,34 @@ pub struct StepReport {
 /// The method's second term, with what it needs.
 struct Distillation {
     teacher: Network,
-    predictor: Option<(Weights, Predictor)>,
+    distilled: Distilled,
     lambda: f64,
-    tau_d: f64,
+}
+
+/// What the student is held to the teacher by.
+enum Distilled {
+    /// Projections, behind the predictor where there is one.
+    Projections {
+        tau_d: f64,
+        predictor: Option<Box<(Weights, Predictor)>>,
+    },
+    Features,
+}
+
+impl Distillation {
+    fn predictor(&self) -> Option<&(Weights, Predictor)> {
+        match &self.distilled {
+            Distilled::Projections { predictor, .. } => predictor.as_deref(),
+            Distilled::Features => None,
+        }
+    }
+
+    fn predictor_mut(&mut self) -> Option<&mut (Weights, Predictor)> {
+        match &mut self.distilled {
+            Distilled::Projections { predictor, .. } => predictor.as_deref_mut(),
+            Distilled::Features => None,
+        }
+    }
 }
 
 /// See the module's text.
@@ -73,7 +98,7 @@ impl Learner {
             None => None,
         };
         let mut parameters = student.trainable();
-        if let Some((weights, _)) = distillation.as_ref().and_then(|d| d.predictor.as_ref()) {
+        if let Some((weights, _)) = distillation.as_ref().and_then(Distillation::predictor) {
             parameters.extend(prefixed("predictor", weights));
         }
         let size = recipe.model.encoder.image_size;
@@ -126,12 +151,12 @@ impl Learner {
     }
 
     fn loss(&self, views: &Tensor) -> Result<LossTerms, TrainError> {
-        let (_, z) = self.student.forward(views, Mode::Train)?;
+        let (features, z) = self.student.forward(views, Mode::Train)?;
         let frames = z.dim(0)? / 2;
         let contrast =
             ntxent(&z.narrow(0, 0, frames)?, &z.narrow(0, frames, frames)?, self.optimisation.tau)?;
         let distilled = match &self.distillation {
-            Some(term) => Some((term.loss(views, &z)?, term.lambda)),
+            Some(term) => Some((term.loss(views, (&features, &z))?, term.lambda)),
             None => None,
         };
         Ok(LossTerms::combine(contrast, distilled)?)
@@ -158,7 +183,7 @@ impl Learner {
             ("projector".to_owned(), projector),
             ("optimiser".to_owned(), moments),
         ]);
-        if let Some((weights, _)) = self.distillation.as_ref().and_then(|d| d.predictor.as_ref()) {
+        if let Some((weights, _)) = self.distillation.as_ref().and_then(Distillation::predictor) {
             sections.insert("predictor".to_owned(), weights.to_safetensors()?);
         }
         Ok(Checkpoint { step, sections })
@@ -173,7 +198,7 @@ impl Learner {
         self.student =
             Network::load(&recipe.model, &bytes, compute(&self.selected), Trainability::Trainable)?;
         let mut parameters = self.student.trainable();
-        if let Some(predictor) = self.distillation.as_mut().and_then(|d| d.predictor.as_mut()) {
+        if let Some(predictor) = self.distillation.as_mut().and_then(Distillation::predictor_mut) {
             let section = checkpoint.section("predictor")?;
             *predictor = load_predictor(recipe, section, &self.selected.device)?;
             parameters.extend(prefixed("predictor", &predictor.0));
@@ -191,24 +216,33 @@ impl Learner {
 impl Distillation {
     /// None for a method that distils nothing, or with weight 0.
     fn of(recipe: &Recipe, teacher: &NetworkBytes, compute: Compute<'_>) -> Result<Option<Self>, TrainError> {
-        let (lambda, tau_d, predictor) = match recipe.method {
+        let (lambda, distilled) = match recipe.method {
             Method::Finetune => return Ok(None),
-            Method::Lwf { lambda, .. } | Method::Cassle { lambda, .. } if lambda == 0.0 => return Ok(None),
-            Method::Lwf { lambda, tau_d } => (lambda, tau_d, None),
-            Method::Cassle { lambda, tau_d, .. } => {
-                (lambda, tau_d, Some(new_predictor(recipe, compute.device)?))
+            Method::Lwf { lambda, .. } | Method::Cassle { lambda, .. } | Method::FeatureCosine { lambda }
+                if lambda == 0.0 =>
+            {
+                return Ok(None);
             }
+            Method::Lwf { lambda, tau_d } => (lambda, Distilled::Projections { tau_d, predictor: None }),
+            Method::Cassle { lambda, tau_d, .. } => {
+                let predictor = Some(Box::new(new_predictor(recipe, compute.device)?));
+                (lambda, Distilled::Projections { tau_d, predictor })
+            }
+            Method::FeatureCosine { lambda } => (lambda, Distilled::Features),
         };
         let teacher = Network::load(&recipe.model, teacher, compute, Trainability::Frozen)?;
-        Ok(Some(Self { teacher, predictor, lambda, tau_d }))
+        Ok(Some(Self { teacher, distilled, lambda }))
     }
 
-    /// The distillation of the student's projections `z` of `views`; a scalar.
-    fn loss(&self, views: &Tensor, z: &Tensor) -> Result<Tensor, TrainError> {
-        let (_, t) = self.teacher.forward(views, Mode::Eval)?;
-        let loss = match &self.predictor {
-            Some((_, predictor)) => distillation(&predictor.forward(z, Mode::Train)?, &t, self.tau_d)?,
-            None => distillation(z, &t, self.tau_d)?,
+    /// The distillation of the student's `features` and projections `z` of `views`; a scalar.
+    fn loss(&self, views: &Tensor, (features, z): (&Tensor, &Tensor)) -> Result<Tensor, TrainError> {
+        let (old_features, t) = self.teacher.forward(views, Mode::Eval)?;
+        let loss = match &self.distilled {
+            Distilled::Projections { tau_d, predictor } => match predictor.as_deref() {
+                Some((_, predictor)) => distillation(&predictor.forward(z, Mode::Train)?, &t, *tau_d)?,
+                None => distillation(z, &t, *tau_d)?,
+            },
+            Distilled::Features => feature_cosine(features, &old_features)?,
         };
         Ok(loss)
     }
@@ -223,7 +257,7 @@ fn predictor_spec(recipe: &Recipe) -> HeadSpec {
     let dim = recipe.model.projector_dim;
     let hidden_dim = match recipe.method {
         Method::Cassle { predictor_hidden, .. } => predictor_hidden,
-        Method::Finetune | Method::Lwf { .. } => dim,
+        Method::Finetune | Method::Lwf { .. } | Method::FeatureCosine { .. } => dim,
     };
     HeadSpec { input_dim: dim, hidden_dim, output_dim: dim }
 }

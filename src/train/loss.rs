@@ -1,4 +1,4 @@
-//! The two losses of the method, on projections that are not normalised yet.
+//! The two losses of the method, on projections that are not normalised yet, and what the benchmark compares them with.
 //!
 //! [`ntxent`] is SimCLR's (Chen et al., 2020); [`distillation`] compares every view of the student with every
 //! view of the frozen teacher, by cross-entropy in both directions. Both normalise rows themselves, reduce to
@@ -56,6 +56,14 @@ pub fn distillation(q: &Tensor, t: &Tensor, tau_d: f64) -> Result<Tensor> {
     let student_to_teacher = cross_entropy(&logits, &positive, 1)?;
     let teacher_to_student = cross_entropy(&logits, &positive, 0)?;
     (student_to_teacher + teacher_to_student)?.mean_all()? * 0.5
+}
+
+/// Feature distillation: 1 minus the cosine between the rows of `h` (student's features) and `t` (teacher's), `[m, d]` each, row i
+/// of both from the same view. A scalar in 0..2, the mean over rows.
+pub fn feature_cosine(h: &Tensor, t: &Tensor) -> Result<Tensor> {
+    check_pair("feature cosine", h, t)?;
+    let cosines = (normalise_rows(h)? * normalise_rows(&t.detach())?.detach())?.sum(D::Minus1)?;
+    cosines.mean_all()?.affine(-1.0, 1.0)
 }
 
 /// Rows scaled to unit length: `[n, d]` -> `[n, d]`.

@@ -65,6 +65,21 @@ fn equal_rows_give_the_logarithm_of_the_number_of_choices() {
     }
 }
 
+#[test]
+fn feature_cosine_is_one_minus_the_mean_cosine() {
+    let cosine = |a: &[f64; 3], b: &[f64; 3]| {
+        let dot = |a: &[f64; 3], b: &[f64; 3]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    };
+    let expected = 1.0 - (0..3).map(|row| cosine(&Q1[row], &Z1[row])).sum::<f64>() / 3.0;
+    for (dtype, tolerance) in [(DType::F64, 1e-9), (DType::F32, 1e-6)] {
+        let (h, t) = (matrix(&Q1, dtype), matrix(&Z1, dtype));
+        let loss = value(&feature_cosine(&h, &t).unwrap());
+        assert!((loss - expected).abs() < tolerance, "{dtype:?}: {loss}");
+        assert!(value(&feature_cosine(&h, &(&h * 3.0).unwrap()).unwrap()).abs() < tolerance);
+    }
+}
+
 /// Compares the gradient of `loss` at `at` with central differences.
 fn assert_gradient(at: &Tensor, loss: impl Fn(&Tensor) -> Tensor) {
     let var = Var::from_tensor(at).unwrap();
@@ -94,6 +109,7 @@ fn gradients_equal_finite_differences() {
     assert_gradient(&a, |z| ntxent(z, &b, 0.2).unwrap());
     assert_gradient(&a, |z| ntxent(&b, z, 0.5).unwrap());
     assert_gradient(&a, |q| distillation(q, &b, 0.2).unwrap());
+    assert_gradient(&a, |h| feature_cosine(h, &b).unwrap());
     let total = |z: &Tensor| {
         let distilled = distillation(z, &b, 0.3).unwrap();
         LossTerms::combine(ntxent(z, &b, 0.2).unwrap(), Some((distilled, 4.0))).unwrap().total

@@ -26,6 +26,6 @@ pub mod spec;
 pub mod split;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 
 pub use error::TrainError;

@@ -102,6 +102,8 @@ pub enum Method {
     Lwf { lambda: f64, tau_d: f64 },
     /// As lwf, with a predictor between student and teacher.
     Cassle { lambda: f64, tau_d: f64, predictor_hidden: usize },
+    /// The cosine between the student's and the teacher's features: a baseline of the benchmark.
+    FeatureCosine { lambda: f64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -26,21 +26,21 @@ DIGESTS = {
 }
 
 
-def write_games(writer, games):
+def write_games(writer, period, games):
     for game in games:
         for split, rollouts in ROLLOUTS.items():
             for number in rollouts:
                 for place, image in enumerate(atari.rollout(game, number, SEED)):
-                    writer.add("01-atari", split, game, f"rollout{number:02}-{place:04}", image)
+                    writer.add(period, split, game, f"rollout{number:02}-{place:04}", image)
 
 
-def write_digits(writer):
+def write_digits(writer, period):
     for digit in range(10):
         images = digits.images_of(digit, SEED)
         for split, count in DIGITS.items():
             # `zip` stops at the shorter one: not every digit has as many.
             for _, (number, image) in zip(range(count), images):
-                writer.add("02-digits", split, str(digit), f"digit{number:04}-0000", image)
+                writer.add(period, split, str(digit), f"digit{number:04}-0000", image)
 
 
 def main():
@@ -50,8 +50,8 @@ def main():
     arguments = parser.parse_args()
 
     def write_frames(writer):
-        write_games(writer, atari.GAMES[: arguments.games])
-        write_digits(writer)
+        write_games(writer, "01-atari", atari.GAMES[: arguments.games])
+        write_digits(writer, "02-digits")
 
     layout.make(arguments.folder, DIGESTS[arguments.games], write_frames)
 

@@ -1,7 +1,7 @@
 //! Whole runs of learning instead of single steps: docs/learning_performance.md.
 //!
 //! [`run`] is one run of the forgetting benchmark against PyTorch's, [`precision`] the loss in two precisions. Both learn
-//! on a benchmark stream ([`stream`]) with the benchmark's settings ([`recipe`]), and put their part of the page in place
+//! on a benchmark stream with the benchmark's settings ([`recipe`]), and put their part of the page in place
 //! of the former one.
 
 mod chart;
@@ -10,12 +10,12 @@ mod precision;
 pub mod recipe;
 pub mod run;
 mod spread;
-mod stream;
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use palimpsest::bench::stream::Stream;
 use palimpsest::model::Architecture;
 
 use crate::driver::{self, Effort};
@@ -47,7 +47,7 @@ pub fn precision(
 ) -> Result<()> {
     // First of all, while there is one thread.
     palimpsest::train::runtime::prepare(threads)?;
-    let periods = stream::read(&learning.stream).with_context(|| no_stream(learning))?;
+    let periods = Stream::read(&learning.stream).with_context(|| no_stream(learning))?.periods;
     let period = periods.first().context("a stream has a period")?;
     let curves = precision::curves(period, networks, seeds, steps)?;
     if !learning.no_write {

@@ -4,12 +4,12 @@
 //! is: whether losses, smoothed, differ more between precisions than between seeds.
 
 use anyhow::{Result, ensure};
+use palimpsest::bench::stream::Period;
 use palimpsest::model::Architecture;
 use palimpsest::train::spec::PrecisionChoice;
 
 use super::recipe::{Settings, Training};
 use super::spread::{WINDOW, smoothed};
-use super::stream::Period;
 
 /// The small networks of both kinds, with the frames of a batch.
 const NETWORKS: [(Architecture, usize); 2] = [(Architecture::ResnetSmall, 128), (Architecture::VitTiny, 32)];

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use palimpsest::bench::stream::Period;
 use palimpsest::model::{Architecture, EncoderSpec};
 use palimpsest::train::device::select;
 use palimpsest::train::job::{self, Inputs, JobIo};
@@ -11,10 +12,10 @@ use palimpsest::train::spec::{
     Augmentation, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Progress, Recipe, SCHEMA,
     Teacher, TrainJob,
 };
+use palimpsest::train::split::Split;
 use palimpsest::types::{EventTime, FileRef, PeriodId, Sha256, Version};
 use serde::{Deserialize, Serialize};
 
-use super::stream::Period;
 use crate::rows::files;
 
 pub const THREADS: usize = 2;
@@ -160,7 +161,7 @@ impl Training<'_> {
         let job = self.settings.job(self.number, self.seed, self.precision);
         let inputs = Inputs {
             frames: Arc::clone(&self.period.frames),
-            split: self.period.job_split(),
+            split: Split { train: self.period.trained(), probe: self.period.tested() },
             teacher: self.teacher.cloned(),
             init: None,
             checkpoint: None,

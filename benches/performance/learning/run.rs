@@ -5,10 +5,11 @@
 //! are random, so only what they learnt can be compared, and only roughly. Before the first run they compare the
 //! embeddings of one frame a period.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
+use palimpsest::bench::stream::{Period, Stream};
 use palimpsest::eval::{Embeddings, drift, knn, linear_probe};
 use palimpsest::model::{Precision, Trainability};
 use palimpsest::train::embed::embed_frames;
@@ -17,7 +18,6 @@ use palimpsest::train::spec::PrecisionChoice;
 use serde::{Deserialize, Serialize};
 
 use super::recipe::{Settings, Training, precision_text};
-use super::stream::{self, Period, entries};
 use crate::rows::{Comparison, OURS, Row, Work, files};
 
 /// What a side reports after a run, in this order.
@@ -97,7 +97,7 @@ impl Row for ForgettingRun {
 
     fn start(&self, folder: &Path, _: &str) -> Result<Box<dyn Work>> {
         let Plan { settings, .. } = files::read_plan(folder)?;
-        let periods = stream::read(&folder.join(STREAM))?;
+        let periods = Stream::read(&folder.join(STREAM))?.periods;
         let [a, b] = <[Period; 2]>::try_from(periods)
             .ok()
             .context("the run needs a stream of two periods: `make streams` makes it")?;
@@ -108,7 +108,7 @@ impl Row for ForgettingRun {
         let details = precision_text(PrecisionChoice::Auto)?;
         let mut run = Run { settings, a, b, details, check: Vec::new() };
         for period in [&run.a, &run.b] {
-            let first = run.embed(period, &initial, &period.job_split().probe[..1])?;
+            let first = run.embed(period, &initial, &period.tested()[..1])?;
             run.check.extend(first.data.iter().take(CHECKED_VALUES).map(|value| f64::from(*value)));
         }
         Ok(Box::new(run))
@@ -131,13 +131,21 @@ fn write_small_stream(folder: &Path) -> Result<()> {
                 let split = if index < train { "train" } else { "test" };
                 let name = path.strip_prefix(SAMPLES)?;
                 let period = folder.join(name.iter().next().context("a sample has a period")?);
-                let target = period.join(split).join(name.iter().skip(1).collect::<std::path::PathBuf>());
+                let target = period.join(split).join(name.iter().skip(1).collect::<PathBuf>());
                 std::fs::create_dir_all(target.parent().context("a sample has a label")?)?;
                 std::fs::copy(path, target)?;
             }
         }
     }
     Ok(())
+}
+
+/// What is in a folder, by name.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let read = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut paths = read.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
 }
 
 struct Run {
@@ -168,7 +176,7 @@ impl Run {
     /// The scores of linear probe, kNN and 10-shot, and the embeddings of the frames that were asked.
     fn measure(&self, period: &Period, bytes: &NetworkBytes) -> Result<([f64; 3], Embeddings)> {
         let all: Vec<usize> = (0..period.labels.len()).collect();
-        let (embeddings, split) = (self.embed(period, bytes, &all)?, period.probe_split());
+        let (embeddings, split) = (self.embed(period, bytes, &all)?, period.split());
         let scores = [
             linear_probe::linear(&embeddings, &period.labels, &split),
             knn::knn(&embeddings, &period.labels, &split, self.settings.k).accuracy,

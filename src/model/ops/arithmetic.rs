@@ -153,10 +153,13 @@ impl<'a, E> Right<'a, E> {
         Right { columns: count, ..self }
     }
 
-    /// The columns of one panel.
-    pub(super) fn panel(self, panel: usize) -> Self {
-        let columns = (self.columns - panel * self.panel_columns).min(self.panel_columns);
-        Right { data: &self.data[panel * self.panel_stride..], columns, ..self }
+    /// `count` columns from `start` on, where a panel begins; fewer where there are fewer.
+    ///
+    /// # Panics
+    /// Where `start` lies within a panel.
+    pub(super) fn panels(self, start: usize, count: usize) -> Self {
+        assert!(start.is_multiple_of(self.panel_columns), "a part of a panel");
+        Right { data: &self.data[self.start_of(start)..], columns: (self.columns - start).min(count), ..self }
     }
 
     /// Groups `start..start + count` of its depth.

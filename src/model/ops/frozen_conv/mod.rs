@@ -27,6 +27,8 @@ use winograd::Winograd;
 /// Up to so many output positions the work is shared out by panels of channels: a tile of fewer rows would read the whole
 /// weight for each of a few products.
 const FEW_POSITIONS: usize = 32;
+/// Output channels of a part then: fewer share out less than the handing over takes.
+const COLUMNS_PER_PART: usize = 64;
 /// Input channels whose weights are brought into order together: with the panel's columns they stay in the cache.
 const CHANNELS_PER_RUN: usize = 16;
 
@@ -201,19 +203,18 @@ fn forward<A: Arithmetic<Wide = f32>>(
     y
 }
 
-/// All positions at once, panel after panel of the weight.
+/// All positions at once, some panels of the weight on each thread.
 fn by_panels<A: Arithmetic<Wide = f32>>(product: &Product<'_, A>) -> Vec<f32> {
-    let out = product.weight.columns;
-    let width = A::panel_columns(out);
-    let panels: Vec<Vec<f32>> = (0..out.div_ceil(width))
+    let (out, width) = (product.weight.columns, COLUMNS_PER_PART);
+    let parts: Vec<Vec<f32>> = (0..out.div_ceil(width))
         .into_par_iter()
-        .map(|panel| Product { weight: product.weight.panel(panel), ..*product }.all())
+        .map(|part| Product { weight: product.weight.panels(part * width, width), ..*product }.all())
         .collect();
-    let positions = panels[0].len() / width;
+    let positions = parts[0].len() / width.min(out);
     let mut y = vec![0.0; positions * out];
     for (position, y) in y.chunks_exact_mut(out).enumerate() {
-        for (y, panel) in y.chunks_mut(width).zip(&panels) {
-            y.copy_from_slice(&panel[position * y.len()..][..y.len()]);
+        for (y, part) in y.chunks_mut(width).zip(&parts) {
+            y.copy_from_slice(&part[position * y.len()..][..y.len()]);
         }
     }
     y

@@ -35,7 +35,8 @@ struct BehindAttention<'a, A: Arithmetic> {
     hidden: &'a mut [A::Narrow],
 }
 
-/// Parts of a lone image's rows: as many threads can help; with more the products' blocks are no longer full.
+/// Parts of a lone image's rows at most: with more the products' blocks are no longer full. With fewer threads there are fewer, since
+/// each part reads all weights; a row's results are the same in any part.
 const ROW_PARTS: usize = 4;
 
 impl<A: Arithmetic> Saved<A> {
@@ -113,10 +114,11 @@ impl<'a, A: Arithmetic> Forward<'a, A> {
     fn run_by_rows(&self, x: &[A::Wide], y: &mut [A::Wide]) {
         let Geometry { tokens, queries, width, .. } = self.geometry;
         let mut qkv = vec![A::Narrow::default(); tokens * 3 * width];
-        let rows = tokens.div_ceil(ROW_PARTS);
+        let threads = rayon::current_num_threads().min(ROW_PARTS);
+        let rows = tokens.div_ceil(threads);
         let parts = qkv.par_chunks_mut(rows * 3 * width).zip(x.par_chunks(rows * width));
         parts.for_each_init(Scratch::new, |scratch, (qkv, x)| self.project(x, qkv, scratch));
-        let rows = queries.div_ceil(ROW_PARTS);
+        let rows = queries.div_ceil(threads);
         let room = || {
             let narrow = |width: usize| vec![A::Narrow::default(); rows * width];
             let middle = vec![A::Wide::ZERO; rows * width];

@@ -1,0 +1,230 @@
+//! `palimpsest bench`: the command's words and the configuration to the benchmark's settings, its progress to the terminal.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::settings;
+use crate::bench::method::{self, BenchMethod, Defaults};
+use crate::bench::results::{Probe, Results, RunResult, StreamFacts};
+use crate::bench::run::{Bench, Execution, Progress, Settings};
+use crate::bench::stream::Stream;
+use crate::bench::{BenchError, plot, report};
+use crate::cli::WrongUsage;
+use crate::config::Config;
+use crate::supervisor::cancel_on_signals;
+use crate::train::runtime;
+use crate::train::spec::Optimisation;
+
+const RESULTS: &str = "results.json";
+const REPORT: &str = "report.md";
+const PICTURE: &str = "accuracy.svg";
+
+#[derive(clap::Args)]
+pub struct BenchArguments {
+    /// Folder DIR/NN-name/{train,test}/LABEL/*.png or *.jpg: a folder a period, in the order of their names.
+    #[arg(long, value_name = "DIR")]
+    stream: PathBuf,
+    /// Rows of the table: random, finetune, lwf, cassle, cosine, replay, joint, with settings as in lwf:lambda=1:lr=1e-3.
+    #[arg(long, value_delimiter = ',', default_values = method::DEFAULT, value_name = "METHOD")]
+    methods: Vec<String>,
+    /// Runs of each method, with the seeds 1, 2, ...
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Steps on every period but the first. Without it: train.steps.
+    #[arg(long, value_name = "STEPS")]
+    budget: Option<u64>,
+    /// Steps on the first period. Without it: train.first_steps.
+    #[arg(long, value_name = "STEPS")]
+    first_budget: Option<u64>,
+    /// Runs at a time; they share the cores.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Folder of results.json, report.md and accuracy.svg. A benchmark that was stopped goes on with the same one.
+    #[arg(long, default_value = "palimpsest-bench", value_name = "DIR")]
+    out: PathBuf,
+    /// Where trained versions are kept. Without it: below --out.
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+}
+
+/// Runs the benchmark to its end, and writes its report.
+pub fn bench(config: &Config, arguments: &BenchArguments) -> Result<()> {
+    let methods = methods(config, &arguments.methods)?;
+    if arguments.seeds == 0 || arguments.jobs == 0 {
+        return Err(WrongUsage("--seeds and --jobs must be at least 1".to_owned()).into());
+    }
+    let (settings, execution) = (settings(config, arguments), execution(config, arguments));
+    runtime::prepare(execution.threads)?;
+    let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    io.spawn(stop_on_signals(Arc::clone(&stop)));
+
+    let stream = Stream::read(&arguments.stream).map_err(BenchError::from)?;
+    std::fs::create_dir_all(&arguments.out).with_context(|| arguments.out.display().to_string())?;
+    let name = arguments.stream.file_name().unwrap_or(arguments.stream.as_os_str()).to_string_lossy();
+    let facts = StreamFacts::of(&stream, name.into_owned());
+    let results = Results::new(facts, serde_json::to_value(&settings)?).resume(&execution.results)?;
+    let seeds: Vec<u64> = (1..=arguments.seeds).collect();
+    let bench = Bench {
+        stream: &stream,
+        settings: &settings,
+        methods: &methods,
+        seeds: &seeds,
+        execution: &execution,
+    };
+    let bar = Bar::new(bench.total_steps());
+    let ended = bench.run(results, &bar, &stop);
+    bar.0.finish_and_clear();
+    write_report(arguments, &ended?)
+}
+
+fn methods(config: &Config, names: &[String]) -> Result<Vec<BenchMethod>, WrongUsage> {
+    let crate::config::Train { lambda, tau_d, predictor_hidden, .. } = config.train;
+    let defaults = Defaults { lambda, tau_d, predictor_hidden };
+    let mut methods: Vec<BenchMethod> = Vec::new();
+    for name in names {
+        if methods.iter().any(|known| known.name == *name) {
+            return Err(WrongUsage(format!("--methods names {name:?} twice")));
+        }
+        let method = BenchMethod::parse(name, &defaults);
+        methods.push(method.map_err(|error| WrongUsage(format!("--methods {error}")))?);
+    }
+    Ok(methods)
+}
+
+fn settings(config: &Config, arguments: &BenchArguments) -> Settings {
+    let optimisation = settings::optimisation(&config.train);
+    Settings {
+        model: settings::model(&config.model, None),
+        // The budget is in steps alone, or methods with more frames would take more of them.
+        optimisation: Optimisation {
+            steps: arguments.budget.unwrap_or(optimisation.steps),
+            max_epochs: u64::MAX,
+            ..optimisation
+        },
+        first_steps: arguments.first_budget.unwrap_or(config.train.first_steps),
+        augmentation: settings::augmentation(&config.augment),
+        k: config.probe.k,
+        precision: settings::precision(config.train.precision),
+    }
+}
+
+fn execution(config: &Config, arguments: &BenchArguments) -> Execution {
+    let threads = match config.train.threads {
+        0 => (settings::cores() / arguments.jobs).max(1),
+        threads => threads,
+    };
+    Execution {
+        device: config.train.device.to_string(),
+        threads,
+        jobs: arguments.jobs,
+        checkpoint_steps: config.train.checkpoint_steps,
+        work: arguments.work.clone().unwrap_or_else(|| arguments.out.join("work")),
+        results: arguments.out.join(RESULTS),
+    }
+}
+
+/// The first signal ends the runs with checkpoints, the second one ends the process.
+async fn stop_on_signals(stop: Arc<AtomicBool>) {
+    let token = CancellationToken::new();
+    let signals = tokio::spawn(cancel_on_signals(token.clone()));
+    token.cancelled().await;
+    stop.store(true, Ordering::Relaxed);
+    if let Ok(Err(error)) = signals.await {
+        tracing::warn!(%error, "signals can't be waited for: they end the process without a checkpoint");
+    }
+}
+
+fn write_report(arguments: &BenchArguments, results: &Results) -> Result<()> {
+    let text = report::markdown(results, &command());
+    let write = |name: &str, text: &str| {
+        let path = arguments.out.join(name);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())
+    };
+    write(REPORT, &text)?;
+    write(PICTURE, &plot::accuracy(results)?)?;
+    println!("{text}");
+    println!("{}", arguments.out.join(RESULTS).display());
+    Ok(())
+}
+
+/// As it was typed, the program by its name.
+fn command() -> String {
+    let words = std::env::args().skip(1).map(|word| match word.contains(char::is_whitespace) {
+        true => format!("'{word}'"),
+        false => word,
+    });
+    std::iter::once("palimpsest".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// All runs' steps on a terminal, a line for each run elsewhere.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(steps: u64) -> Self {
+        let bar = ProgressBar::new(steps);
+        let template = "{bar:40.cyan} {pos}/{len} steps, {per_sec:.1}, {eta} to go";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self(bar)
+    }
+}
+
+impl Progress for Bar {
+    fn steps(&self, more: u64) {
+        self.0.inc(more);
+    }
+
+    fn finished(&self, run: &RunResult) {
+        let lost = Probe::ALL.map(|probe| run.forgetting(probe));
+        if self.0.is_hidden() {
+            let [linear, knn, few_shot] = lost;
+            let forgetting = json!({ "linear": linear, "knn": knn, "few_shot": few_shot });
+            println!(
+                "{}",
+                json!({ "event": "run", "method": run.method, "seed": run.seed, "forgetting": forgetting, "seconds": run.seconds() })
+            );
+            return;
+        }
+        let points = lost.map(|lost| lost.map_or("-".to_owned(), |lost| format!("{:.1}", 100.0 * lost)));
+        self.0.println(format!(
+            "{}, seed {}: {} points forgotten (linear / kNN / 10-shot), {:.0} s of training",
+            run.method,
+            run.seed,
+            points.join(" / "),
+            run.seconds()
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_method_named_twice_or_unknown_is_wrong_usage() {
+        let config = Config::default();
+        let message = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            methods(&config, &names).unwrap_err().to_string()
+        };
+        assert_eq!(message(&["lwf", "joint", "lwf"]), "--methods names \"lwf\" twice");
+        assert!(message(&["ewc"]).starts_with("--methods \"ewc\" is no method"));
+    }
+
+    #[test]
+    fn the_benchmarks_configuration_is_allowed() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/forgetting.toml");
+        let config = Config::load(Some(&path)).unwrap();
+        assert_eq!((config.train.first_steps, config.train.steps, config.train.batch), (400, 300, 128));
+    }
+}

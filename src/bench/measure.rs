@@ -1,0 +1,112 @@
+//! What one version knows of one period: probes with labels, and the measures that need none.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use super::stream::Period;
+use crate::eval::{Embeddings, drift, knn, linear_probe};
+use crate::model::{Precision, Trainability};
+use crate::train::TrainError;
+use crate::train::batches::{BatchError, ViewMaker};
+use crate::train::embed::{embed_frames, measure_pairs};
+use crate::train::network::{Compute, Network, NetworkBytes};
+use crate::train::spec::{Augmentation, ModelSpec, Optimisation};
+
+/// Frames embedded at a time; results don't depend on it.
+const EMBED_BATCH: usize = 128;
+/// Keys the views on which alignment and the contrastive loss are measured: the same for every version.
+const VIEWS_SEED: u64 = 0x7061_6C69;
+
+/// Evaluation is f32 on the CPU whatever training was.
+pub(super) const COMPUTE: Compute<'static> = Compute { device: &Device::Cpu, precision: Precision::F32 };
+
+/// Of the frames that are tested on, asked of a bank of those that were trained on. Accuracies are 0..1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// Index of the period.
+    pub period: usize,
+    pub linear: f64,
+    pub knn: f64,
+    pub few_shot: f64,
+    /// NT-Xent of two views of each frame, at the training's temperature and batch.
+    pub contrastive_loss: f64,
+    pub alignment: f64,
+    pub uniformity: f64,
+    pub effective_rank: f64,
+    /// Against the version that learned the period; absent on that version itself.
+    pub drift: Option<DriftScores>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DriftScores {
+    pub cka: f64,
+    pub neighbour_overlap: f64,
+    /// Held-out R² of the old space as a linear function of the new one.
+    pub recoverability: f64,
+}
+
+/// How versions are measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measure<'a> {
+    pub model: &'a ModelSpec,
+    pub optimisation: &'a Optimisation,
+    pub augmentation: &'a Augmentation,
+    /// Neighbours of the kNN probe and of the overlap.
+    pub k: usize,
+}
+
+impl Measure<'_> {
+    /// The version's scores on `period`, number `index`, and its embeddings of all the period's frames. `learned`: those of the
+    /// version that learned it.
+    pub fn measure(
+        &self,
+        version: &NetworkBytes,
+        (index, period): (usize, &Period),
+        learned: Option<&Embeddings>,
+    ) -> Result<(Scores, Embeddings), TrainError> {
+        let network = Network::load(self.model, version, COMPUTE, Trainability::Frozen)?;
+        let encoder = network.encoder();
+        let frames = (0..period.frames.len()).map(|frame| period.frames.bytes(frame));
+        let rows = embed_frames(encoder, frames, &self.model.preprocessing(), EMBED_BATCH, COMPUTE.device)?;
+        let all = Embeddings::new(period.frames.len(), encoder.feature_dim(), rows);
+        if !all.is_finite() {
+            return Err(TrainError::NotFinite { step: 0, term: format!("an embedding of {}", period.name) });
+        }
+        let (split, tested) = (period.split(), period.tested());
+        let maker = ViewMaker {
+            frames: Arc::clone(&period.frames),
+            augmentation: self.augmentation.clone(),
+            preprocessing: self.model.preprocessing(),
+            seed: VIEWS_SEED,
+        };
+        let pairs = measure_pairs(&network, &maker, &tested, self.optimisation, COMPUTE.device)?;
+        let view = |rows| Embeddings::new(tested.len(), all.dim, rows);
+        let of_tests = all.select(&tested);
+        let scores = Scores {
+            period: index,
+            linear: linear_probe::linear(&all, &period.labels, &split),
+            knn: knn::knn(&all, &period.labels, &split, self.k).accuracy,
+            few_shot: linear_probe::few_shot(&all, &period.labels, &split),
+            contrastive_loss: pairs.loss,
+            alignment: drift::alignment(&view(pairs.first), &view(pairs.second)),
+            uniformity: drift::uniformity(&of_tests),
+            effective_rank: drift::effective_rank(&of_tests),
+            drift: learned.map(|old| DriftScores {
+                cka: drift::linear_cka(&of_tests, &old.select(&tested)),
+                neighbour_overlap: drift::neighbour_overlap(&of_tests, &old.select(&tested), self.k),
+                recoverability: drift::recoverability(&all, old, &split),
+            }),
+        };
+        Ok((scores, all))
+    }
+}
+
+/// The frame that an error speaks of, if it speaks of one.
+pub(super) fn frame_of(error: &TrainError) -> Option<usize> {
+    match error {
+        TrainError::Batch(BatchError::Image { frame, .. } | BatchError::Read { frame, .. }) => Some(*frame),
+        _ => None,
+    }
+}

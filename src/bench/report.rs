@@ -1,0 +1,375 @@
+//! The results as Markdown: what is forgotten, what was learned, and which label-free measure tells of it.
+//!
+//! Accuracies and forgetting are in points (per cent of the queries), as mean and standard deviation over seeds. A difference
+//! is paired: the same seed's runs of two methods are subtracted first, and the interval is that of the mean over seeds.
+
+use std::fmt::Write as _;
+
+use super::measure::Scores;
+use super::results::{Probe, Results, RunResult};
+use super::statistics::{Interval, Spread, rank_correlation};
+
+/// What the others are compared with.
+const BASELINE: &str = "finetune";
+const RANDOM: &str = "random";
+
+/// `command`: what made the results.
+pub fn markdown(results: &Results, command: &str) -> String {
+    let mut text = String::new();
+    head(&mut text, results, command);
+    if let Some(table) = validity(results) {
+        text += &table;
+    }
+    forgetting(&mut text, results);
+    differences(&mut text, results);
+    learned(&mut text, results);
+    if results.stream.periods.len() > 2 {
+        over_time(&mut text, results);
+    }
+    label_free(&mut text, results);
+    correlations(&mut text, results);
+    text
+}
+
+fn head(text: &mut String, results: &Results, command: &str) {
+    let periods: Vec<String> = results
+        .stream
+        .periods
+        .iter()
+        .map(|period| {
+            format!(
+                "{} ({} labels, {} frames to train on, {} to test on)",
+                period.name, period.labels, period.train, period.test
+            )
+        })
+        .collect();
+    let seeds = seeds(results);
+    let _ = write!(
+        text,
+        "`{command}`\n\npalimpsest {}, {}; stream {} (sha256 {}): {}. {} seed{}.\n\n",
+        results.program_version,
+        budget(results),
+        results.stream.name,
+        &results.stream.digest.0[..16],
+        periods.join(", then "),
+        seeds,
+        if seeds == 1 { "" } else { "s" },
+    );
+}
+
+fn budget(results: &Results) -> String {
+    let number =
+        |pointer: &str| results.settings.pointer(pointer).map_or("?".to_owned(), ToString::to_string);
+    format!(
+        "{}, {} steps on the first period and {} on each later one, {} frames a step, peak learning rate {}",
+        number("/model/encoder/architecture").trim_matches('"'),
+        number("/first_steps"),
+        number("/optimisation/steps"),
+        number("/optimisation/batch"),
+        number("/optimisation/learning_rate"),
+    )
+}
+
+fn seeds(results: &Results) -> usize {
+    results.methods().iter().map(|method| results.of(method).len()).max().unwrap_or(0)
+}
+
+/// Whether there is something to forget: the first period once it is learned beside initial weights.
+fn validity(results: &Results) -> Option<String> {
+    let learned = results.of(BASELINE);
+    let random = results.of(RANDOM);
+    if learned.is_empty() || random.is_empty() {
+        return None;
+    }
+    let mut text = format!("What the first period ({}) is worth:\n\n", results.stream.periods[0].name);
+    text += "| network | linear | kNN | 10-shot |\n|---|--:|--:|--:|\n";
+    let mut row = |name: &str, runs: &[&RunResult]| {
+        let cell =
+            |probe: Probe| points(&collect(runs, |run| Some(probe.of(run.versions[0].scores.first()?))));
+        let cells: Vec<String> = Probe::ALL.map(cell).to_vec();
+        let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
+    };
+    row("initial weights", &random);
+    row("after the first period", &learned);
+    text.push('\n');
+    Some(text)
+}
+
+/// Mean forgetting of the earlier periods by the newest version, and its reduction.
+fn forgetting(text: &mut String, results: &Results) {
+    text.push_str("Forgotten of the earlier periods at the end, and how much less than by `finetune`:\n\n");
+    text.push_str(
+        "| method | linear | kNN | 10-shot | less by linear | kNN | 10-shot | CKA | seconds of training |\n",
+    );
+    text.push_str("|---|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    for method in sequences(results) {
+        let runs = results.of(method);
+        let lost = |probe: Probe| collect(&runs, |run| run.forgetting(probe));
+        let less = |probe: Probe| match method == BASELINE {
+            true => "-".to_owned(),
+            false => reduction(&lost(probe), &collect(&results.of(BASELINE), |run| run.forgetting(probe))),
+        };
+        let cka = plain(
+            &collect(&runs, |run| mean_of_earlier(run, |scores| scores.drift.map(|drift| drift.cka))),
+            3,
+        );
+        let seconds = plain(&collect(&runs, |run| Some(run.seconds())), 0);
+        let _ = writeln!(
+            text,
+            "| `{method}` | {} | {} | {cka} | {seconds} |",
+            Probe::ALL.map(|probe| points(&lost(probe))).join(" | "),
+            Probe::ALL.map(less).join(" | "),
+        );
+    }
+    text.push('\n');
+}
+
+/// Paired with `finetune`, and with `lwf`.
+fn differences(text: &mut String, results: &Results) {
+    for other in [BASELINE, "lwf"] {
+        if seeds(results) < 2 || results.of(other).is_empty() {
+            continue;
+        }
+        let _ = write!(
+            text,
+            "Forgetting minus that of `{other}` with the same seed, mean and 95 % confidence interval (bold: clear of zero; \
+             negative: forgets less):\n\n| method | linear | kNN | 10-shot |\n|---|--:|--:|--:|\n",
+        );
+        for method in sequences(results).into_iter().filter(|method| *method != other) {
+            let cell = |probe: Probe| interval(&paired(results, method, other, |run| run.forgetting(probe)));
+            let _ = writeln!(text, "| `{method}` | {} |", Probe::ALL.map(cell).join(" | "));
+        }
+        text.push('\n');
+    }
+}
+
+/// Accuracies of the newest version, on the last period and over all.
+fn learned(text: &mut String, results: &Results) {
+    let last = results.stream.periods.len() - 1;
+    let _ = write!(
+        text,
+        "Accuracy of the newest version on the last period ({}) and, in brackets, over all periods; then kNN on the last period \
+         minus `finetune`'s:\n\n| method | linear | kNN | 10-shot | kNN - `finetune` |\n|---|--:|--:|--:|--:|\n",
+        results.stream.periods[last].name,
+    );
+    for method in results.methods() {
+        let runs = results.of(method);
+        let cell = |probe: Probe| {
+            let of_last = collect(&runs, |run| run.last_on(last).map(|scores| probe.of(scores)));
+            let over_all =
+                collect(&runs, |run| mean(run.last()?.scores.iter().map(|scores| probe.of(scores))));
+            let over_all =
+                Spread::of(&over_all).map_or("-".to_owned(), |all| format!("{:.1}", 100.0 * all.mean));
+            format!("{} ({over_all})", points(&of_last))
+        };
+        let behind = match method == BASELINE {
+            true => "-".to_owned(),
+            false => {
+                interval(&paired(results, method, BASELINE, |run| run.last_on(last).map(|scores| scores.knn)))
+            }
+        };
+        let _ = writeln!(text, "| `{method}` | {} | {behind} |", Probe::ALL.map(cell).join(" | "));
+    }
+    text.push('\n');
+}
+
+/// Average forgetting, backward transfer and average accuracy after every period, by kNN.
+fn over_time(text: &mut String, results: &Results) {
+    let count = results.stream.periods.len();
+    let header: String = (2..=count).map(|after| format!(" after {after} |")).collect();
+    let _ = write!(
+        text,
+        "By kNN after every period: average forgetting / backward transfer / average accuracy.\n\n| method |{header}\n|---|{}\n",
+        "--:|".repeat(count - 1),
+    );
+    for method in sequences(results) {
+        let runs: Vec<_> = results.of(method).into_iter().filter(|run| run.versions.len() == count).collect();
+        if runs.is_empty() {
+            continue;
+        }
+        let cells = (2..=count).map(|after| {
+            let version = crate::types::Version(after as u64);
+            let histories = || runs.iter().map(|run| run.history(Probe::Knn));
+            let mean_of = |values: Vec<f64>| plain_mean(&values);
+            format!(
+                " {} / {} / {} |",
+                mean_of(histories().filter_map(|history| history.average_forgetting(version)).collect()),
+                mean_of(histories().filter_map(|history| history.backward_transfer(version)).collect()),
+                mean_of(histories().filter_map(|history| history.average_accuracy(version)).collect()),
+            )
+        });
+        let _ = writeln!(text, "| `{method}` |{}", cells.collect::<String>());
+    }
+    text.push('\n');
+}
+
+/// A measure without labels, of a version on a period that an earlier one learned.
+struct LabelFree {
+    name: &'static str,
+    /// Larger is expected with more forgetting.
+    of: fn(&Scores, &Scores) -> Option<f64>,
+    digits: usize,
+}
+
+/// Each takes the newest version's scores and those of the version that learned the period.
+const LABEL_FREE: [LabelFree; 7] = [
+    LabelFree { name: "1 - CKA", of: |new, _| Some(1.0 - new.drift?.cka), digits: 3 },
+    LabelFree {
+        name: "1 - neighbour overlap",
+        of: |new, _| Some(1.0 - new.drift?.neighbour_overlap),
+        digits: 3,
+    },
+    LabelFree { name: "1 - recoverability", of: |new, _| Some(1.0 - new.drift?.recoverability), digits: 3 },
+    LabelFree {
+        name: "rise of the contrastive loss",
+        of: |new, old| Some(new.contrastive_loss - old.contrastive_loss),
+        digits: 3,
+    },
+    LabelFree { name: "rise of alignment", of: |new, old| Some(new.alignment - old.alignment), digits: 3 },
+    LabelFree { name: "rise of uniformity", of: |new, old| Some(new.uniformity - old.uniformity), digits: 3 },
+    LabelFree {
+        name: "fall of the effective rank",
+        of: |new, old| Some(old.effective_rank - new.effective_rank),
+        digits: 2,
+    },
+];
+
+fn label_free(text: &mut String, results: &Results) {
+    text.push_str("Measures without labels on the earlier periods, against the version that learned each:\n\n| method |");
+    LABEL_FREE.iter().for_each(|measure| {
+        let _ = write!(text, " {} |", measure.name);
+    });
+    let _ = write!(text, "\n|---|{}\n", "--:|".repeat(LABEL_FREE.len()));
+    for method in sequences(results) {
+        let runs = results.of(method);
+        let cells = LABEL_FREE.iter().map(|measure| {
+            let values: Vec<f64> =
+                runs.iter().flat_map(|run| changes(run, measure)).map(|(value, _)| value).collect();
+            plain(&values, measure.digits)
+        });
+        let _ = writeln!(text, "| `{method}` | {} |", cells.collect::<Vec<_>>().join(" | "));
+    }
+    text.push('\n');
+}
+
+/// Which of them ranks runs as their forgetting does.
+fn correlations(text: &mut String, results: &Results) {
+    text.push_str(
+        "Spearman's rank correlation of each measure with forgetting, over every version and earlier period of all runs \
+         (`joint` left out):\n\n| measure | pairs | linear | kNN | 10-shot |\n|---|--:|--:|--:|--:|\n",
+    );
+    let runs: Vec<&RunResult> =
+        results.runs.iter().filter(|run| run.versions.len() == results.stream.periods.len()).collect();
+    for measure in &LABEL_FREE {
+        let pairs: Vec<(f64, [f64; 3])> = runs.iter().flat_map(|run| changes(run, measure)).collect();
+        let cell = |probe: usize| {
+            let pairs: Vec<(f64, f64)> = pairs.iter().map(|(value, lost)| (*value, lost[probe])).collect();
+            rank_correlation(&pairs).map_or("-".to_owned(), |rho| format!("{rho:.2}"))
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            measure.name,
+            pairs.len(),
+            cell(0),
+            cell(1),
+            cell(2)
+        );
+    }
+    text.push('\n');
+}
+
+/// A measure of every version on every earlier period, with what was forgotten there by each probe.
+fn changes(run: &RunResult, measure: &LabelFree) -> Vec<(f64, [f64; 3])> {
+    let learned = |period: usize| {
+        run.versions.iter().find_map(|version| version.scores.iter().find(|scores| scores.period == period))
+    };
+    let histories = Probe::ALL.map(|probe| run.history(probe));
+    let mut found = Vec::new();
+    for (index, version) in run.versions.iter().enumerate() {
+        for scores in version.scores.iter().filter(|scores| scores.drift.is_some()) {
+            let number = crate::types::Version(index as u64 + 1);
+            let lost = |history: &crate::eval::forgetting::History| {
+                history.forgetting(number, super::results::period_id(scores.period))
+            };
+            let value = learned(scores.period).and_then(|old| (measure.of)(scores, old));
+            if let (Some(value), [Some(a), Some(b), Some(c)]) = (value, histories.each_ref().map(lost)) {
+                found.push((value, [a, b, c]));
+            }
+        }
+    }
+    found
+}
+
+/// Methods that have something to forget.
+fn sequences(results: &Results) -> Vec<&str> {
+    let forgets = |method: &&str| results.of(method).iter().any(|run| run.versions.len() > 1);
+    results.methods().into_iter().filter(forgets).collect()
+}
+
+fn collect(runs: &[&RunResult], of: impl Fn(&RunResult) -> Option<f64>) -> Vec<f64> {
+    runs.iter().filter_map(|run| of(run)).collect()
+}
+
+/// The differences of equal seeds.
+fn paired(results: &Results, a: &str, b: &str, of: impl Fn(&RunResult) -> Option<f64>) -> Vec<f64> {
+    let difference = |run: &&RunResult| Some(of(run)? - of(results.find(b, run.seed)?)?);
+    results.of(a).iter().filter_map(difference).collect()
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    Spread::of(&values.collect::<Vec<_>>()).map(|spread| spread.mean)
+}
+
+fn mean_of_earlier(run: &RunResult, of: impl Fn(&Scores) -> Option<f64>) -> Option<f64> {
+    mean(run.last()?.scores.iter().filter_map(of))
+}
+
+/// Ratios as points: mean ± deviation.
+fn points(ratios: &[f64]) -> String {
+    spread_text(&ratios.iter().map(|ratio| 100.0 * ratio).collect::<Vec<_>>(), 1)
+}
+
+fn plain(values: &[f64], digits: usize) -> String {
+    Spread::of(values).map_or("-".to_owned(), |spread| format!("{:.digits$}", spread.mean))
+}
+
+fn plain_mean(ratios: &[f64]) -> String {
+    Spread::of(ratios).map_or("-".to_owned(), |spread| format!("{:.1}", 100.0 * spread.mean))
+}
+
+fn spread_text(values: &[f64], digits: usize) -> String {
+    match Spread::of(values) {
+        None => "-".to_owned(),
+        Some(Spread { mean, deviation: None }) => format!("{mean:.digits$}"),
+        Some(Spread { mean, deviation: Some(deviation) }) => {
+            format!("{mean:.digits$} ± {deviation:.digits$}")
+        }
+    }
+}
+
+/// Of mean forgetting; `-` where the baseline forgets nothing.
+fn reduction(method: &[f64], baseline: &[f64]) -> String {
+    match (Spread::of(method), Spread::of(baseline)) {
+        (Some(method), Some(baseline)) if baseline.mean > 0.0 => {
+            format!("{:.0} %", 100.0 * (1.0 - method.mean / baseline.mean))
+        }
+        _ => "-".to_owned(),
+    }
+}
+
+/// Ratios as points: mean [lower, upper].
+fn interval(differences: &[f64]) -> String {
+    let points: Vec<f64> = differences.iter().map(|ratio| 100.0 * ratio).collect();
+    match Interval::of(&points) {
+        None => points.first().map_or("-".to_owned(), |only| format!("{only:+.1}")),
+        Some(found) => {
+            let text = format!("{:+.1} [{:+.1}, {:+.1}]", found.mean, found.lower, found.upper);
+            if found.is_clear_of_zero() { format!("**{text}**") } else { text }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

@@ -1,0 +1,225 @@
+//! Trained versions on disk, each under the hash of all that it is a function of.
+//!
+//! A folder a version: `encoder.safetensors`, `projector.safetensors`, and last `done.json`, without which it is not finished;
+//! until then `checkpoint.safetensors`, from which an interrupted training goes on, bit for bit. Every file appears whole or
+//! not at all.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::train::TrainError;
+use crate::train::checkpoint::Identity;
+use crate::train::device::select;
+use crate::train::frames::FrameSet;
+use crate::train::job::{self, Inputs, JobIo};
+use crate::train::network::NetworkBytes;
+use crate::train::spec::{Progress, TrainJob};
+use crate::train::split::Split;
+use crate::types::Sha256;
+
+const ENCODER: &str = "encoder.safetensors";
+const PROJECTOR: &str = "projector.safetensors";
+const CHECKPOINT: &str = "checkpoint.safetensors";
+/// Seconds that were spent up to the checkpoint.
+const SPENT: &str = "spent.json";
+const DONE: &str = "done.json";
+
+/// One training, and what tells it from all others besides its job.
+pub struct Task<'a> {
+    pub job: &'a TrainJob,
+    /// Of the stream.
+    pub digest: &'a Sha256,
+    /// Which of the stream's frames these are; for the same job and stream another text for other frames.
+    pub frames_text: String,
+    pub frames: Arc<FrameSet>,
+    pub train: Vec<usize>,
+    pub teacher: Option<&'a NetworkBytes>,
+}
+
+/// A training's connection to the outside.
+pub trait Watch {
+    /// So many steps of the task are done.
+    fn steps(&mut self, done: u64);
+
+    /// True ends the training with a checkpoint and [`TrainError::Interrupted`].
+    fn should_stop(&self) -> bool;
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trained {
+    pub network: NetworkBytes,
+    pub steps: u64,
+    /// Of training alone, all starts together.
+    pub seconds: f64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VersionError {
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: std::io::Error },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Done {
+    steps: u64,
+    seconds: f64,
+}
+
+/// See the module's text.
+pub struct Versions {
+    folder: PathBuf,
+    /// One a version: who comes second waits and finds it trained.
+    locks: Mutex<HashMap<Sha256, Arc<Mutex<()>>>>,
+}
+
+impl Versions {
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder, locks: Mutex::new(HashMap::new()) }
+    }
+
+    /// The task's version: found, or trained from where an earlier start left off.
+    pub fn get(&self, task: &Task<'_>, watch: &mut dyn Watch) -> Result<Trained, VersionError> {
+        let key = key(task)?;
+        let lock = Arc::clone(
+            self.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default(),
+        );
+        let _only_one = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = self.folder.join(&key.0[..32]);
+        let files = Folder(&folder);
+        if let Some(done) = files.json::<Done>(DONE)? {
+            watch.steps(done.steps);
+            let network = NetworkBytes { encoder: files.read(ENCODER)?, projector: files.read(PROJECTOR)? };
+            return Ok(Trained { network, steps: done.steps, seconds: done.seconds });
+        }
+        std::fs::create_dir_all(&folder)
+            .map_err(|source| VersionError::File { path: folder.clone(), source })?;
+        train(task, files, watch)
+    }
+}
+
+/// Whatever changes a bit of the result changes the key.
+fn key(task: &Task<'_>) -> Result<Sha256, VersionError> {
+    let job = task.job;
+    let selected = select(&job.device, job.precision).map_err(TrainError::from)?;
+    let identity = Identity::new(&job.recipe, job.threads, &selected).map_err(TrainError::from)?;
+    let teacher = task.teacher.map(|bytes| [Sha256::of(&bytes.encoder), Sha256::of(&bytes.projector)]);
+    let all = serde_json::to_vec(&(identity, task.digest, &task.frames_text, teacher));
+    let all = all.map_err(|error| TrainError::from(candle_core::Error::wrap(error)))?;
+    Ok(Sha256::of(&all))
+}
+
+fn train(task: &Task<'_>, files: Folder<'_>, watch: &mut dyn Watch) -> Result<Trained, VersionError> {
+    let checkpoint = files.read_if_there(CHECKPOINT)?;
+    let spent = if checkpoint.is_some() { files.json(SPENT)?.unwrap_or(0.0) } else { 0.0 };
+    let inputs = Inputs {
+        frames: Arc::clone(&task.frames),
+        split: Split { train: task.train.clone(), probe: Vec::new() },
+        teacher: task.teacher.cloned(),
+        init: None,
+        checkpoint,
+        data_threads: task.job.threads,
+    };
+    let mut io = Io { files, watch, started: Instant::now(), spent };
+    let trained = job::run(task.job, inputs, &mut io)?;
+    let seconds = io.seconds();
+    files.write(ENCODER, &trained.network.encoder)?;
+    files.write(PROJECTOR, &trained.network.projector)?;
+    files.write_json(DONE, &Done { steps: trained.steps, seconds })?;
+    files.remove(CHECKPOINT)?;
+    files.remove(SPENT)?;
+    Ok(Trained { network: trained.network, steps: trained.steps, seconds })
+}
+
+struct Io<'a> {
+    files: Folder<'a>,
+    watch: &'a mut dyn Watch,
+    started: Instant,
+    spent: f64,
+}
+
+impl Io<'_> {
+    fn seconds(&self) -> f64 {
+        self.spent + self.started.elapsed().as_secs_f64()
+    }
+}
+
+impl JobIo for Io<'_> {
+    fn progress(&mut self, progress: Progress) {
+        if let Progress::Step { step, .. } | Progress::Resumed { step } = progress {
+            self.watch.steps(step);
+        }
+    }
+
+    fn save_checkpoint(
+        &mut self,
+        _: u64,
+        bytes: Vec<u8>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.files.write_json(SPENT, &self.seconds())?;
+        Ok(self.files.write(CHECKPOINT, &bytes)?)
+    }
+
+    fn should_stop(&self) -> bool {
+        self.watch.should_stop()
+    }
+}
+
+/// A folder's files, which appear whole or not at all.
+#[derive(Clone, Copy)]
+struct Folder<'a>(&'a Path);
+
+impl Folder<'_> {
+    fn error(&self, name: &str) -> impl FnOnce(std::io::Error) -> VersionError {
+        let path = self.0.join(name);
+        |source| VersionError::File { path, source }
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, VersionError> {
+        std::fs::read(self.0.join(name)).map_err(self.error(name))
+    }
+
+    fn read_if_there(&self, name: &str) -> Result<Option<Vec<u8>>, VersionError> {
+        match std::fs::read(self.0.join(name)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some).map_err(self.error(name)),
+        }
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, VersionError> {
+        let Some(bytes) = self.read_if_there(name)? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(std::io::Error::from).map_err(self.error(name))
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), VersionError> {
+        let bytes = serde_json::to_vec(value).map_err(std::io::Error::from).map_err(self.error(name))?;
+        self.write(name, &bytes)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), VersionError> {
+        write_whole(&self.0.join(name), bytes).map_err(self.error(name))
+    }
+
+    fn remove(&self, name: &str) -> Result<(), VersionError> {
+        match std::fs::remove_file(self.0.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(self.error(name)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Replaces the file in one step.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    std::fs::File::open(folder)?.sync_all()
+}

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# docs/forgetting.md out of the words of docs/forgetting/page.md: a line `[STREAM]` becomes that stream's report and picture.
+set -euo pipefail
+cd "$(dirname "$0")/../docs"
+while IFS= read -r line; do
+  if [[ $line =~ ^\[([a-z0-9-]+)\]$ ]]; then
+    stream=${BASH_REMATCH[1]}
+    if [ -f "forgetting/$stream/report.md" ]; then
+      cat "forgetting/$stream/report.md"
+      echo "![kNN accuracy on each period over the versions](forgetting/$stream/accuracy.svg)"
+    else
+      echo "Not measured yet."
+    fi
+  else
+    echo "$line"
+  fi
+done < forgetting/page.md > forgetting.md
