@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-gpu bench-small bench-periods bench-daemon bench-run bench-precision forgetting streams clean
+.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-gpu bench-small bench-periods bench-daemon bench-run bench-precision parity forgetting streams clean
 
 CARGO ?= cargo
 STEP := tools/step.sh
@@ -79,6 +79,11 @@ bench-run: setup streams ## one run of the forgetting benchmark beside PyTorch; 
 
 bench-precision: setup streams ## the loss with products in bf16 and in f32, several seeds; writes the same page
 	$(CARGO) bench --locked --bench performance -- precision --stream $(abspath $(TARGET))/streams/atari-digits-40 $(BENCH)
+
+parity: setup streams ## 50 steps of lwf here and in PyTorch on the same views: losses and weights side by side; writes the same page
+	python=$$(tools/python.sh benches/peers/requirements.txt $(TARGET)/bench-python) && \
+	$(CARGO) bench --locked --bench performance -- parity \
+	  --stream $(abspath $(TARGET))/streams/atari-digits-40 --python "$$python" $(BENCH)
 
 forgetting: build streams ## docs/forgetting.md anew: what each method forgets, on every stream (hours on two cores); JOBS=2, BENCH="--seeds 1"
 	tools/forgetting.sh $(TARGET) $(BENCH)

@@ -46,6 +46,7 @@ enum Command {
     ///
     /// Writes results.json, a table (report.md) and a picture (accuracy.svg). Model, training and augmentation are the
     /// configuration's; config/forgetting.toml holds the published benchmark's.
+    #[command(args_override_self = true)]
     Bench {
         #[command(flatten)]
         config: ConfigFile,

@@ -10,7 +10,7 @@ jobs=${JOBS:-$(nproc)}
 
 bench() { # STREAM SEEDS METHODS
   "$target/release/palimpsest" bench --config config/forgetting.toml --stream "$target/streams/$1" --seeds "$2" --methods "$3" \
-    --jobs "$jobs" --out "docs/forgetting/$1" --work "$target/forgetting" "${options[@]}" >/dev/null
+    --jobs "$jobs" --out "docs/forgetting/$1" --work "$target/forgetting" "${options[@]}"
 }
 
 options=("$@")

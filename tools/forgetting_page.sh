@@ -14,4 +14,5 @@ while IFS= read -r line; do
   else
     echo "$line"
   fi
-done < forgetting/page.md > forgetting.md
+done < forgetting/page.md > forgetting.md.partial
+mv forgetting.md.partial forgetting.md

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Some(Command::Precision { learning, networks, seeds, steps, threads }) => {
             learning::precision(learning, networks, (*seeds, *steps), *threads)
         }
+        Some(Command::Parity { learning, python }) => learning::parity(learning, python),
         Some(Command::Page) => report::write_page(),
         None if options.small => small::run(&options),
         None => driver::run(&options),

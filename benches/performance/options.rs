@@ -83,6 +83,14 @@ pub enum Command {
         #[arg(long, default_value_t = 2)]
         threads: usize,
     },
+    /// The same steps of lwf here and in PyTorch, on the same views.
+    Parity {
+        #[command(flatten)]
+        learning: Learning,
+        /// Interpreter of the peer, with benches/peers/requirements.txt installed.
+        #[arg(long, default_value = "python3")]
+        python: PathBuf,
+    },
     /// Writes docs/performance.md of the measurements in docs/measurements, those of other machines among them.
     Page,
     /// Our side of a row: says when it is ready, then works once for each line on its standard input.

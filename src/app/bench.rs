@@ -1,5 +1,6 @@
 //! `palimpsest bench`: the command's words and the configuration to the benchmark's settings, its progress to the terminal.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,13 +14,16 @@ use super::settings;
 use crate::bench::method::{self, BenchMethod, Defaults};
 use crate::bench::results::{Probe, Results, RunResult, StreamFacts};
 use crate::bench::run::{Bench, Execution, Progress, Settings};
-use crate::bench::stream::Stream;
+use crate::bench::stream::{Source, Stream};
 use crate::bench::{BenchError, plot, report};
 use crate::cli::WrongUsage;
 use crate::config::Config;
+use crate::logging;
+use crate::model::Precision;
 use crate::supervisor::cancel_on_signals;
+use crate::train::device::select;
 use crate::train::runtime;
-use crate::train::spec::Optimisation;
+use crate::train::spec::{Optimisation, PrecisionChoice};
 
 const RESULTS: &str = "results.json";
 const REPORT: &str = "report.md";
@@ -27,9 +31,12 @@ const PICTURE: &str = "accuracy.svg";
 
 #[derive(clap::Args)]
 pub struct BenchArguments {
-    /// Folder DIR/NN-name/{train,test}/LABEL/*.png or *.jpg: a folder a period, in the order of their names.
+    /// DIR/NN-name/{train,test}/LABEL/*.png or *.jpg, a folder a period; or imagenet:DIR or celeba:DIR, as those are published.
     #[arg(long, value_name = "DIR")]
-    stream: PathBuf,
+    stream: String,
+    /// Periods that ImageNet's classes are dealt out to.
+    #[arg(long, default_value_t = 10)]
+    periods: usize,
     /// Rows of the table: random, finetune, lwf, cassle, cosine, replay, joint, with settings as in lwf:lambda=1:lr=1e-3.
     #[arg(long, value_delimiter = ',', default_values = method::DEFAULT, value_name = "METHOD")]
     methods: Vec<String>,
@@ -56,19 +63,20 @@ pub struct BenchArguments {
 /// Runs the benchmark to its end, and writes its report.
 pub fn bench(config: &Config, arguments: &BenchArguments) -> Result<()> {
     let methods = methods(config, &arguments.methods)?;
-    if arguments.seeds == 0 || arguments.jobs == 0 {
-        return Err(WrongUsage("--seeds and --jobs must be at least 1".to_owned()).into());
-    }
-    let (settings, execution) = (settings(config, arguments), execution(config, arguments));
+    check(config, arguments)?;
+    let execution = execution(config, arguments);
+    // First of all, while there is one thread.
     runtime::prepare(execution.threads)?;
+    logging::install(&config.log, None)?;
+    let settings = settings(config, arguments)?;
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let stop = Arc::new(AtomicBool::new(false));
     io.spawn(stop_on_signals(Arc::clone(&stop)));
 
-    let stream = Stream::read(&arguments.stream).map_err(BenchError::from)?;
+    let source = Source::parse(&arguments.stream, arguments.periods);
+    let stream = Stream::read(&source).map_err(BenchError::from)?;
     std::fs::create_dir_all(&arguments.out).with_context(|| arguments.out.display().to_string())?;
-    let name = arguments.stream.file_name().unwrap_or(arguments.stream.as_os_str()).to_string_lossy();
-    let facts = StreamFacts::of(&stream, name.into_owned());
+    let facts = StreamFacts::of(&stream, source.name());
     let results = Results::new(facts, serde_json::to_value(&settings)?).resume(&execution.results)?;
     let seeds: Vec<u64> = (1..=arguments.seeds).collect();
     let bench = Bench {
@@ -98,9 +106,27 @@ fn methods(config: &Config, names: &[String]) -> Result<Vec<BenchMethod>, WrongU
     Ok(methods)
 }
 
-fn settings(config: &Config, arguments: &BenchArguments) -> Settings {
+fn check(config: &Config, arguments: &BenchArguments) -> Result<(), WrongUsage> {
+    let least = [("--seeds", arguments.seeds), ("--jobs", arguments.jobs as u64)];
+    let steps = [("--budget", arguments.budget), ("--first-budget", arguments.first_budget)];
+    let steps = steps.into_iter().filter_map(|(name, steps)| Some((name, steps?)));
+    if let Some((name, _)) = least.into_iter().chain(steps).find(|(_, value)| *value == 0) {
+        return Err(WrongUsage(format!("{name} must be at least 1")));
+    }
+    if config.model.init.is_some() {
+        return Err(WrongUsage(
+            "model.init: a benchmark learns from initial weights; leave it out".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// What is left to the machine is decided here, so that results tell it.
+fn settings(config: &Config, arguments: &BenchArguments) -> Result<Settings> {
+    let crate::config::Train { lambda, tau_d, predictor_hidden, .. } = config.train;
     let optimisation = settings::optimisation(&config.train);
-    Settings {
+    let selected = select(&config.train.device.to_string(), settings::precision(config.train.precision))?;
+    Ok(Settings {
         model: settings::model(&config.model, None),
         // The budget is in steps alone, or methods with more frames would take more of them.
         optimisation: Optimisation {
@@ -111,8 +137,16 @@ fn settings(config: &Config, arguments: &BenchArguments) -> Settings {
         first_steps: arguments.first_budget.unwrap_or(config.train.first_steps),
         augmentation: settings::augmentation(&config.augment),
         k: config.probe.k,
-        precision: settings::precision(config.train.precision),
-    }
+        defaults: Defaults { lambda, tau_d, predictor_hidden },
+        device: match selected.device.is_cpu() {
+            true => "cpu".to_owned(),
+            false => config.train.device.to_string(),
+        },
+        precision: match selected.precision {
+            Precision::F32 => PrecisionChoice::F32,
+            Precision::Bf16 => PrecisionChoice::Bf16,
+        },
+    })
 }
 
 fn execution(config: &Config, arguments: &BenchArguments) -> Execution {
@@ -121,7 +155,6 @@ fn execution(config: &Config, arguments: &BenchArguments) -> Execution {
         threads => threads,
     };
     Execution {
-        device: config.train.device.to_string(),
         threads,
         jobs: arguments.jobs,
         checkpoint_steps: config.train.checkpoint_steps,
@@ -133,11 +166,16 @@ fn execution(config: &Config, arguments: &BenchArguments) -> Execution {
 /// The first signal ends the runs with checkpoints, the second one ends the process.
 async fn stop_on_signals(stop: Arc<AtomicBool>) {
     let token = CancellationToken::new();
-    let signals = tokio::spawn(cancel_on_signals(token.clone()));
-    token.cancelled().await;
-    stop.store(true, Ordering::Relaxed);
-    if let Ok(Err(error)) = signals.await {
-        tracing::warn!(%error, "signals can't be waited for: they end the process without a checkpoint");
+    let stopping = async {
+        token.cancelled().await;
+        stop.store(true, Ordering::Relaxed);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = cancel_on_signals(token.clone()) => if let Err(error) = ended {
+            tracing::warn!(%error, "signals can't be waited for: they end the process without a checkpoint");
+        },
+        () = stopping => {}
     }
 }
 
@@ -149,14 +187,18 @@ fn write_report(arguments: &BenchArguments, results: &Results) -> Result<()> {
     };
     write(REPORT, &text)?;
     write(PICTURE, &plot::accuracy(results)?)?;
-    println!("{text}");
-    println!("{}", arguments.out.join(RESULTS).display());
+    let results = arguments.out.join(RESULTS);
+    match std::io::stdout().is_terminal() {
+        true => println!("{text}\n{}", results.display()),
+        false => println!("{}", json!({ "event": "finished", "results": results })),
+    }
     Ok(())
 }
 
 /// As it was typed, the program by its name.
 fn command() -> String {
-    let words = std::env::args().skip(1).map(|word| match word.contains(char::is_whitespace) {
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words = words.map(|word| match word.contains(char::is_whitespace) {
         true => format!("'{word}'"),
         false => word,
     });
@@ -180,11 +222,15 @@ impl Bar {
 impl Progress for Bar {
     fn steps(&self, more: u64) {
         self.0.inc(more);
+        // What was found done says nothing of what is to come.
+        if more > 1 {
+            self.0.reset_eta();
+        }
     }
 
     fn finished(&self, run: &RunResult) {
         let lost = Probe::ALL.map(|probe| run.forgetting(probe));
-        if self.0.is_hidden() {
+        if !std::io::stdout().is_terminal() {
             let [linear, knn, few_shot] = lost;
             let forgetting = json!({ "linear": linear, "knn": knn, "few_shot": few_shot });
             println!(

@@ -5,9 +5,11 @@
 
 use std::str::FromStr;
 
+use serde::Serialize;
+
 use crate::train::spec::Method as Distil;
 
-/// Every row of the published table.
+/// The rows of the published tables but for a sweep.
 pub const DEFAULT: &[&str] = &[
     "random",
     "finetune",
@@ -56,10 +58,14 @@ pub enum MethodError {
     Key { method: String, key: String, known: &'static str },
     #[error("{method:?}: {key}={value:?} is no positive number")]
     Value { method: String, key: String, value: String },
+    #[error("{method:?}: {key} must be a whole number of at least 1")]
+    Whole { method: String, key: &'static str },
+    #[error("{method:?} says {key} twice")]
+    Twice { method: String, key: String },
 }
 
 /// What a method takes from the configuration unless it says otherwise.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Defaults {
     pub lambda: f64,
     pub tau_d: f64,
@@ -103,7 +109,13 @@ impl BenchMethod {
             "replay" => "frames, lr",
             _ => return Err(MethodError::Unknown(text.to_owned())),
         };
-        let pairs = words.map(|word| pair(text, word, known)).collect::<Result<_, _>>()?;
+        let pairs: Vec<(String, f64)> =
+            words.map(|word| pair(text, word, known)).collect::<Result<_, _>>()?;
+        for (index, (key, _)) in pairs.iter().enumerate() {
+            if pairs[..index].iter().any(|(earlier, _)| earlier == key) {
+                return Err(MethodError::Twice { method: text.to_owned(), key: key.clone() });
+            }
+        }
         let mut values = Values { method: text.to_owned(), known, pairs };
         let kind = match name {
             "random" => Kind::Random,
@@ -121,7 +133,10 @@ impl BenchMethod {
             "cosine" => {
                 Kind::Sequential(Distil::FeatureCosine { lambda: values.take("lambda", COSINE_LAMBDA) })
             }
-            _ => Kind::Replay { frames: values.take("frames", REPLAYED as f64) as usize },
+            _ => match values.take("frames", REPLAYED as f64) {
+                frames if frames.fract() == 0.0 => Kind::Replay { frames: frames as usize },
+                _ => return Err(MethodError::Whole { method: text.to_owned(), key: "frames" }),
+            },
         };
         let learning_rate = match kind {
             Kind::Random | Kind::Joint => None,
@@ -170,6 +185,11 @@ mod tests {
         assert_eq!(
             message("lwf:lamda=1"),
             "\"lwf:lamda=1\": \"lamda\" is none of its settings (lambda, tau_d, lr)"
+        );
+        assert_eq!(message("lwf:lr=1:lr=2"), "\"lwf:lr=1:lr=2\" says lr twice");
+        assert_eq!(
+            message("replay:frames=0.5"),
+            "\"replay:frames=0.5\": frames must be a whole number of at least 1"
         );
         assert_eq!(message("lwf:lambda=-1"), "\"lwf:lambda=-1\": lambda=\"-1\" is no positive number");
         assert_eq!(

@@ -4,10 +4,11 @@
 //! is paired: the same seed's runs of two methods are subtracted first, and the interval is that of the mean over seeds.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use super::measure::Scores;
-use super::results::{Probe, Results, RunResult};
-use super::statistics::{Interval, Spread, rank_correlation};
+use super::results::{JOINT, Probe, Results, RunResult};
+use super::statistics::{Interval, Spread, rank_correlation, ratio};
 
 /// What the others are compared with.
 const BASELINE: &str = "finetune";
@@ -61,12 +62,14 @@ fn budget(results: &Results) -> String {
     let number =
         |pointer: &str| results.settings.pointer(pointer).map_or("?".to_owned(), ToString::to_string);
     format!(
-        "{}, {} steps on the first period and {} on each later one, {} frames a step, peak learning rate {}",
+        "{}, {} steps on the first period and {} on each later one, {} frames a step, peak learning rate {}, on {} in {}",
         number("/model/encoder/architecture").trim_matches('"'),
         number("/first_steps"),
         number("/optimisation/steps"),
         number("/optimisation/batch"),
         number("/optimisation/learning_rate"),
+        number("/device").trim_matches('"'),
+        number("/precision").trim_matches('"'),
     )
 }
 
@@ -97,17 +100,20 @@ fn validity(results: &Results) -> Option<String> {
 
 /// Mean forgetting of the earlier periods by the newest version, and its reduction.
 fn forgetting(text: &mut String, results: &Results) {
-    text.push_str("Forgotten of the earlier periods at the end, and how much less than by `finetune`:\n\n");
+    text.push_str(
+        "Forgotten of the earlier periods at the end, and how much less of it than by `finetune` (per cent, with the 95 % interval \
+         of the ratio of paired means; `-` where what `finetune` forgets is not clear of zero):\n\n",
+    );
     text.push_str(
         "| method | linear | kNN | 10-shot | less by linear | kNN | 10-shot | CKA | seconds of training |\n",
     );
     text.push_str("|---|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for method in sequences(results) {
         let runs = results.of(method);
-        let lost = |probe: Probe| collect(&runs, |run| run.forgetting(probe));
+        let lost = |probe: Probe| collect(&runs, |run| forgotten(results, run, probe));
         let less = |probe: Probe| match method == BASELINE {
             true => "-".to_owned(),
-            false => reduction(&lost(probe), &collect(&results.of(BASELINE), |run| run.forgetting(probe))),
+            false => reduction(&pairs(results, method, BASELINE, |run| forgotten(results, run, probe))),
         };
         let cka = plain(
             &collect(&runs, |run| mean_of_earlier(run, |scores| scores.drift.map(|drift| drift.cka))),
@@ -136,7 +142,9 @@ fn differences(text: &mut String, results: &Results) {
              negative: forgets less):\n\n| method | linear | kNN | 10-shot |\n|---|--:|--:|--:|\n",
         );
         for method in sequences(results).into_iter().filter(|method| *method != other) {
-            let cell = |probe: Probe| interval(&paired(results, method, other, |run| run.forgetting(probe)));
+            let cell = |probe: Probe| {
+                interval(&paired(results, method, other, |run| forgotten(results, run, probe)))
+            };
             let _ = writeln!(text, "| `{method}` | {} |", Probe::ALL.map(cell).join(" | "));
         }
         text.push('\n');
@@ -235,7 +243,7 @@ const LABEL_FREE: [LabelFree; 7] = [
 ];
 
 fn label_free(text: &mut String, results: &Results) {
-    text.push_str("Measures without labels on the earlier periods, against the version that learned each:\n\n| method |");
+    text.push_str("Measures without labels of the newest version on the earlier periods, against the version that learned each:\n\n| method |");
     LABEL_FREE.iter().for_each(|measure| {
         let _ = write!(text, " {} |", measure.name);
     });
@@ -243,8 +251,10 @@ fn label_free(text: &mut String, results: &Results) {
     for method in sequences(results) {
         let runs = results.of(method);
         let cells = LABEL_FREE.iter().map(|measure| {
-            let values: Vec<f64> =
-                runs.iter().flat_map(|run| changes(run, measure)).map(|(value, _)| value).collect();
+            let newest = |run: &&RunResult| {
+                changes(run, measure, run.versions.len().saturating_sub(1)..run.versions.len())
+            };
+            let values: Vec<f64> = runs.iter().flat_map(newest).map(|(value, _)| value).collect();
             plain(&values, measure.digits)
         });
         let _ = writeln!(text, "| `{method}` | {} |", cells.collect::<Vec<_>>().join(" | "));
@@ -258,10 +268,10 @@ fn correlations(text: &mut String, results: &Results) {
         "Spearman's rank correlation of each measure with forgetting, over every version and earlier period of all runs \
          (`joint` left out):\n\n| measure | pairs | linear | kNN | 10-shot |\n|---|--:|--:|--:|--:|\n",
     );
-    let runs: Vec<&RunResult> =
-        results.runs.iter().filter(|run| run.versions.len() == results.stream.periods.len()).collect();
+    let runs: Vec<&RunResult> = results.runs.iter().filter(|run| run.is_sequence()).collect();
     for measure in &LABEL_FREE {
-        let pairs: Vec<(f64, [f64; 3])> = runs.iter().flat_map(|run| changes(run, measure)).collect();
+        let pairs: Vec<(f64, [f64; 3])> =
+            runs.iter().flat_map(|run| changes(run, measure, 0..run.versions.len())).collect();
         let cell = |probe: usize| {
             let pairs: Vec<(f64, f64)> = pairs.iter().map(|(value, lost)| (*value, lost[probe])).collect();
             rank_correlation(&pairs).map_or("-".to_owned(), |rho| format!("{rho:.2}"))
@@ -279,14 +289,15 @@ fn correlations(text: &mut String, results: &Results) {
     text.push('\n');
 }
 
-/// A measure of every version on every earlier period, with what was forgotten there by each probe.
-fn changes(run: &RunResult, measure: &LabelFree) -> Vec<(f64, [f64; 3])> {
+/// A measure of those versions on every earlier period, with what was forgotten there by each probe.
+fn changes(run: &RunResult, measure: &LabelFree, versions: Range<usize>) -> Vec<(f64, [f64; 3])> {
     let learned = |period: usize| {
         run.versions.iter().find_map(|version| version.scores.iter().find(|scores| scores.period == period))
     };
     let histories = Probe::ALL.map(|probe| run.history(probe));
     let mut found = Vec::new();
-    for (index, version) in run.versions.iter().enumerate() {
+    for index in versions {
+        let version = &run.versions[index];
         for scores in version.scores.iter().filter(|scores| scores.drift.is_some()) {
             let number = crate::types::Version(index as u64 + 1);
             let lost = |history: &crate::eval::forgetting::History| {
@@ -311,10 +322,24 @@ fn collect(runs: &[&RunResult], of: impl Fn(&RunResult) -> Option<f64>) -> Vec<f
     runs.iter().filter_map(|run| of(run)).collect()
 }
 
+/// The newest version's mean forgetting of the earlier periods. Of `joint` there is an earlier score on the first one alone, so that its
+/// mean is one over the same periods as the others' only where there are two.
+fn forgotten(results: &Results, run: &RunResult, probe: Probe) -> Option<f64> {
+    if run.method == JOINT && results.stream.periods.len() > 2 {
+        return None;
+    }
+    run.forgetting(probe)
+}
+
+/// The values of equal seeds.
+fn pairs(results: &Results, a: &str, b: &str, of: impl Fn(&RunResult) -> Option<f64>) -> Vec<(f64, f64)> {
+    let pair = |run: &&RunResult| Some((of(run)?, of(results.find(b, run.seed)?)?));
+    results.of(a).iter().filter_map(pair).collect()
+}
+
 /// The differences of equal seeds.
 fn paired(results: &Results, a: &str, b: &str, of: impl Fn(&RunResult) -> Option<f64>) -> Vec<f64> {
-    let difference = |run: &&RunResult| Some(of(run)? - of(results.find(b, run.seed)?)?);
-    results.of(a).iter().filter_map(difference).collect()
+    pairs(results, a, b, of).into_iter().map(|(a, b)| a - b).collect()
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -348,13 +373,15 @@ fn spread_text(values: &[f64], digits: usize) -> String {
     }
 }
 
-/// Of mean forgetting; `-` where the baseline forgets nothing.
-fn reduction(method: &[f64], baseline: &[f64]) -> String {
-    match (Spread::of(method), Spread::of(baseline)) {
-        (Some(method), Some(baseline)) if baseline.mean > 0.0 => {
-            format!("{:.0} %", 100.0 * (1.0 - method.mean / baseline.mean))
+/// How much less than the baseline's, of pairs with it: of mean forgetting.
+fn reduction(pairs: &[(f64, f64)]) -> String {
+    let (method, baseline): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
+    match ratio(&method, &baseline) {
+        None => "-".to_owned(),
+        Some(ratio) => {
+            let less = |ratio: f64| 100.0 * (1.0 - ratio);
+            format!("{:.0} % [{:.0}, {:.0}]", less(ratio.mean), less(ratio.upper), less(ratio.lower))
         }
-        _ => "-".to_owned(),
     }
 }
 

@@ -12,6 +12,9 @@ use super::{BenchError, file_error};
 use crate::eval::forgetting::History;
 use crate::types::{EventTime, PeriodId, Sha256, Version};
 
+/// The method whose second version is no successor of its first.
+pub const JOINT: &str = "joint";
+
 /// Major number of the file's form.
 pub const SCHEMA: u32 = 1;
 
@@ -45,7 +48,7 @@ pub struct PeriodFacts {
 pub struct RunResult {
     pub method: String,
     pub seed: u64,
-    /// In the order in which they were learned, each from the one before.
+    /// In the order in which they were learned. Each began with the one before, but for `joint`'s second one, which began anew.
     pub versions: Vec<VersionResult>,
 }
 
@@ -54,7 +57,7 @@ pub struct VersionResult {
     pub steps: u64,
     /// Of training.
     pub seconds: f64,
-    /// On the periods that it or an earlier version learned, in order.
+    /// On the periods that it or an earlier version learned (all for `random`), in order.
     pub scores: Vec<Scores>,
 }
 
@@ -186,6 +189,11 @@ impl RunResult {
     /// The newest version's mean forgetting of what it or an earlier one learned; `None` without an earlier period.
     pub fn forgetting(&self, probe: Probe) -> Option<f64> {
         self.history(probe).average_forgetting(Version(self.versions.len() as u64))
+    }
+
+    /// Whether each version began with the one before, period by period.
+    pub fn is_sequence(&self) -> bool {
+        self.versions.len() > 1 && self.method != JOINT
     }
 
     pub fn last(&self) -> Option<&VersionResult> {

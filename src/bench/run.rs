@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use super::measure::{COMPUTE, Measure, Scores, frame_of};
-use super::method::{BenchMethod, Kind};
+use super::method::{BenchMethod, Defaults, Kind};
 use super::results::{Results, RunResult, VersionResult, period_id};
 use super::stream::{Period, Stream};
 use super::versions::{Task, Trained, VersionError, Versions, Watch};
@@ -34,13 +34,16 @@ pub struct Settings {
     pub augmentation: Augmentation,
     /// Neighbours of the kNN probe.
     pub k: usize,
+    /// What methods take unless they say otherwise.
+    pub defaults: Defaults,
+    /// `cpu` or `cuda:N`; `auto` is resolved by who makes the settings, and so is the precision.
+    pub device: String,
     pub precision: PrecisionChoice,
 }
 
-/// How the runs are carried out; changes no number by more than rounding.
+/// How the runs are carried out; changes no number.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Execution {
-    pub device: String,
     /// Of each run.
     pub threads: usize,
     /// Runs at a time.
@@ -121,9 +124,15 @@ impl Bench<'_> {
         });
         match shared.into_inner().unwrap_or_else(PoisonError::into_inner).1 {
             Some(error) => Err(error),
-            None if stop.load(Ordering::Relaxed) => Err(BenchError::Stopped),
-            None => Ok(results),
+            None if self.is_done(&results) => Ok(results),
+            None => Err(BenchError::Stopped),
         }
+    }
+
+    fn is_done(&self, results: &Results) -> bool {
+        let done =
+            |method: &BenchMethod| self.seeds.iter().all(|seed| results.find(&method.name, *seed).is_some());
+        self.methods.iter().all(done)
     }
 
     /// Takes runs until there are none, on a pool of its own.
@@ -332,7 +341,7 @@ impl OneRun<'_> {
 
     /// As the daemon's: the first period has no teacher and nothing to hold to.
     fn job(&self, index: usize, (teacher, distil): (Option<&NetworkBytes>, Method), steps: u64) -> TrainJob {
-        let Settings { model, optimisation, augmentation, k, precision, .. } = self.bench.settings;
+        let Settings { model, optimisation, augmentation, k, device, precision, .. } = self.bench.settings;
         let mut optimisation = Optimisation { steps, ..optimisation.clone() };
         if let (Some(_), Some(own)) = (teacher, self.method.learning_rate) {
             optimisation.learning_rate = own;
@@ -360,7 +369,7 @@ impl OneRun<'_> {
             probe: ProbeSpec { block_ms: 1, guard_ms: 0, ratio: 0.5, max_frames: 0, k: *k, bootstrap: 0 },
             probe_sets: Vec::new(),
         };
-        let Execution { device, threads, checkpoint_steps, .. } = self.bench.execution;
+        let Execution { threads, checkpoint_steps, .. } = self.bench.execution;
         TrainJob {
             schema: SCHEMA,
             pipeline: "benchmark".into(),

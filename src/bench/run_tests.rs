@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use super::super::method::Defaults;
 use super::super::results::{Probe, StreamFacts};
+use super::super::stream::Source;
 use super::super::stream::tests::write_stream;
 use super::*;
 use crate::train::fixtures;
@@ -42,7 +43,7 @@ impl Rig {
     fn new(methods: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_stream(&folder.path().join("stream"), &[3, 2], (8, 4));
-        let stream = Stream::read(&folder.path().join("stream")).unwrap();
+        let stream = Stream::read(&Source::Folder(folder.path().join("stream"))).unwrap();
         let settings = Settings {
             model: fixtures::model(),
             optimisation: Optimisation {
@@ -54,6 +55,8 @@ impl Rig {
             first_steps: 4,
             augmentation: fixtures::augmentation(),
             k: 3,
+            defaults: DEFAULTS,
+            device: "cpu".into(),
             precision: PrecisionChoice::F32,
         };
         let methods = methods.iter().map(|text| BenchMethod::parse(text, &DEFAULTS).unwrap()).collect();
@@ -62,7 +65,6 @@ impl Rig {
 
     fn execution(&self, work: &str, jobs: usize) -> Execution {
         Execution {
-            device: "cpu".into(),
             threads: 1,
             jobs,
             checkpoint_steps: 2,
@@ -174,7 +176,7 @@ fn a_frame_that_is_no_image_is_named_with_its_path() {
     let mut rig = Rig::new(&["lwf"]);
     let broken = "02-part/train/label1/f03.png";
     std::fs::write(rig.folder.path().join("stream").join(broken), "no image").unwrap();
-    rig.stream = Stream::read(&rig.folder.path().join("stream")).unwrap();
+    rig.stream = Stream::read(&Source::Folder(rig.folder.path().join("stream"))).unwrap();
     let error = rig.run(&rig.execution("work", 1), &[1], &Counted::default()).unwrap_err().to_string();
     assert!(error.starts_with(&format!("lwf, seed 1, 02-part: {broken}: ")), "{error}");
 }

@@ -44,6 +44,25 @@ impl Interval {
     }
 }
 
+/// The ratio of two means of paired values, with the bounds of Fieller's 95 % interval: every ratio r for which the mean of
+/// `numerator - r * denominator` is not clear of zero. `None` where the denominator's own mean is not clear of zero, for then any
+/// ratio might be.
+pub fn ratio(numerator: &[f64], denominator: &[f64]) -> Option<Interval> {
+    let (x, y) = (Spread::of(numerator)?, Spread::of(denominator)?);
+    let n = numerator.len() as f64;
+    let products: f64 = numerator.iter().zip(denominator).map(|(a, b)| (a - x.mean) * (b - y.mean)).sum();
+    let covariance = products / (n - 1.0);
+    let share = quantile(numerator.len().checked_sub(1).filter(|freedom| *freedom > 0)?).powi(2) / n;
+    let a = y.mean.powi(2) - share * y.deviation?.powi(2);
+    let b = x.mean * y.mean - share * covariance;
+    let c = x.mean.powi(2) - share * x.deviation?.powi(2);
+    if a <= 0.0 {
+        return None;
+    }
+    let root = (b * b - a * c).max(0.0).sqrt();
+    Some(Interval { mean: x.mean / y.mean, lower: (b - root) / a, upper: (b + root) / a })
+}
+
 /// The 97.5 % quantile of Student's distribution with so many degrees of freedom.
 fn quantile(freedom: usize) -> f64 {
     const TABLE: [f64; 30] = [
@@ -113,6 +132,20 @@ mod tests {
             assert!((quantile(freedom) - expected).abs() < 2e-4, "{freedom}: {}", quantile(freedom));
         }
         assert!(quantile(30) > quantile(31));
+    }
+
+    #[test]
+    fn a_ratios_bounds_are_where_the_difference_is_just_clear_of_zero() {
+        let (x, y) = ([1.0, 1.4, 0.8, 2.1, 1.2], [3.0, 3.3, 2.4, 4.6, 3.9]);
+        let found = ratio(&x, &y).unwrap();
+        assert!((found.mean - 6.5 / 17.2).abs() < 1e-12);
+        for bound in [found.lower, found.upper] {
+            let differences: Vec<f64> = x.iter().zip(&y).map(|(x, y)| x - bound * y).collect();
+            let interval = Interval::of(&differences).unwrap();
+            assert!(interval.lower.abs().min(interval.upper.abs()) < 1e-9, "{interval:?}");
+        }
+        assert_eq!(ratio(&[1.0, 2.0], &[0.1, -0.2]), None);
+        assert_eq!(ratio(&[1.0], &[2.0]), None);
     }
 
     #[test]

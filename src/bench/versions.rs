@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -94,6 +95,8 @@ impl Versions {
         let folder = self.folder.join(&key.0[..32]);
         let files = Folder(&folder);
         if let Some(done) = files.json::<Done>(DONE)? {
+            files.remove(CHECKPOINT)?;
+            files.remove(SPENT)?;
             watch.steps(done.steps);
             let network = NetworkBytes { encoder: files.read(ENCODER)?, projector: files.read(PROJECTOR)? };
             return Ok(Trained { network, steps: done.steps, seconds: done.seconds });
@@ -104,7 +107,7 @@ impl Versions {
     }
 }
 
-/// Whatever changes a bit of the result changes the key.
+/// Whatever the result is a function of changes the key, but for the machine and the program between two of its versions.
 fn key(task: &Task<'_>) -> Result<Sha256, VersionError> {
     let job = task.job;
     let selected = select(&job.device, job.precision).map_err(TrainError::from)?;
@@ -217,7 +220,9 @@ impl Folder<'_> {
 /// Replaces the file in one step.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    // As any file that a program makes: the umask has its say.
+    let mode = std::fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path)?;

@@ -28,7 +28,7 @@ pub enum BatchError {
     TooFewFrames { frames: usize, batch: usize },
     #[error("{what} is {value}, which is more than the {limit} that random numbers are keyed for")]
     TooMany { what: &'static str, value: u64, limit: u64 },
-    #[error("frame {frame} could not be read from the scratch file: {source}")]
+    #[error("frame {frame} could not be read: {source}")]
     Read { frame: usize, source: std::io::Error },
     #[error("frame {frame} has no view: {source}")]
     Image { frame: usize, source: PreprocessError },

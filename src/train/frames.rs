@@ -1,7 +1,8 @@
-//! A period's frames on the local disk: their encoded bytes in one scratch file, what is known of them in memory.
+//! A period's frames on the local disk: their encoded bytes in one scratch file, or in files that were there before; what is
+//! known of them in memory.
 //!
 //! Frames keep the order in which they were pushed; whoever pushes them gives the order that results depend on,
-//! (topic, partition, offset, row). The file has no name, so it goes with the process however that ends.
+//! (topic, partition, offset, row). The scratch file has no name, so it goes with the process however that ends.
 //! Reading is by position and needs no lock. What a frame's pixels are is not known here.
 
 use std::collections::HashSet;
@@ -9,7 +10,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::types::EventTime;
@@ -62,7 +63,8 @@ impl FrameSetWriter {
 
     /// The frames in the order of pushing.
     pub fn finish(self) -> io::Result<FrameSet> {
-        Ok(FrameSet { file: self.file.into_inner()?, metas: self.metas, spans: self.spans })
+        let bytes = Bytes::Scratch { file: self.file.into_inner()?, spans: self.spans };
+        Ok(FrameSet { metas: self.metas, bytes })
     }
 
     /// The frames by (topic, partition, offset, row), whatever the order of pushing.
@@ -72,7 +74,7 @@ impl FrameSetWriter {
             (&a.topic, a.partition, a.offset, a.row).cmp(&(&b.topic, b.partition, b.offset, b.row))
         });
         let (metas, spans) = frames.into_iter().unzip();
-        Ok(FrameSet { file: self.file.into_inner()?, metas, spans })
+        Ok(FrameSet { metas, bytes: Bytes::Scratch { file: self.file.into_inner()?, spans } })
     }
 
     fn shared(&mut self, text: Arc<str>) -> Arc<str> {
@@ -87,12 +89,25 @@ impl FrameSetWriter {
 /// Frames by index, `0..len()`.
 #[derive(Debug)]
 pub struct FrameSet {
-    file: File,
     metas: Vec<FrameMeta>,
-    spans: Vec<Range<u64>>,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    /// Where each frame lies in one file.
+    Scratch { file: File, spans: Vec<Range<u64>> },
+    /// A file each.
+    Files(Vec<PathBuf>),
 }
 
 impl FrameSet {
+    /// Of files that stay where they are, one a frame.
+    pub fn of_files(frames: impl IntoIterator<Item = (FrameMeta, PathBuf)>) -> Self {
+        let (metas, paths) = frames.into_iter().unzip();
+        Self { metas, bytes: Bytes::Files(paths) }
+    }
+
     pub fn len(&self) -> usize {
         self.metas.len()
     }
@@ -109,12 +124,17 @@ impl FrameSet {
         &self.metas[index]
     }
 
-    /// The encoded bytes of one frame, read from the file.
+    /// The encoded bytes of one frame, read from its file.
     pub fn bytes(&self, index: usize) -> io::Result<Vec<u8>> {
-        let span = &self.spans[index];
-        let mut bytes = vec![0; (span.end - span.start) as usize];
-        self.file.read_exact_at(&mut bytes, span.start)?;
-        Ok(bytes)
+        match &self.bytes {
+            Bytes::Scratch { file, spans } => {
+                let span = &spans[index];
+                let mut bytes = vec![0; (span.end - span.start) as usize];
+                file.read_exact_at(&mut bytes, span.start)?;
+                Ok(bytes)
+            }
+            Bytes::Files(paths) => std::fs::read(&paths[index]),
+        }
     }
 }
 

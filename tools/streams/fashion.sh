@@ -11,12 +11,14 @@ folder=$1
 unpacked=$folder$installed
 if [ ! -d "$unpacked" ]; then
   echo "== downloading dataset-fashion-mnist into $folder" >&2
-  partial=$(mktemp -d)
+  mkdir -p "$(dirname "$folder")"
+  partial=$(mktemp -d -p "$(dirname "$folder")")
   trap 'rm -rf "$partial"' EXIT
   (cd "$partial" && apt-get download dataset-fashion-mnist >&2) ||
     { echo "fashion.sh: install it: sudo apt-get install dataset-fashion-mnist" >&2; exit 1; }
-  mkdir -p "$folder"
   dpkg-deb -x "$partial"/dataset-fashion-mnist_*.deb "$partial/unpacked"
-  cp -r "$partial/unpacked/." "$folder/"
+  # In one step, so that an interrupted download begins anew.
+  rm -rf "$folder"
+  mv "$partial/unpacked" "$folder"
 fi
 echo "$unpacked"

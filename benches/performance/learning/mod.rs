@@ -1,11 +1,13 @@
 //! Whole runs of learning instead of single steps: docs/learning_performance.md.
 //!
-//! [`run`] is one run of the forgetting benchmark against PyTorch's, [`precision`] the loss in two precisions. Both learn
+//! [`run`] is one run of the forgetting benchmark against PyTorch's, [`precision`] the loss in two precisions, [`parity`] the
+//! same steps here and in PyTorch. All learn
 //! on a benchmark stream with the benchmark's settings ([`recipe`]), and put their part of the page in place
 //! of the former one.
 
 mod chart;
 mod page;
+mod parity;
 mod precision;
 pub mod recipe;
 pub mod run;
@@ -15,7 +17,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use palimpsest::bench::stream::Stream;
+use palimpsest::bench::stream::{Source, Stream};
 use palimpsest::model::Architecture;
 
 use crate::driver::{self, Effort};
@@ -47,13 +49,29 @@ pub fn precision(
 ) -> Result<()> {
     // First of all, while there is one thread.
     palimpsest::train::runtime::prepare(threads)?;
-    let periods = Stream::read(&learning.stream).with_context(|| no_stream(learning))?.periods;
+    let periods =
+        Stream::read(&Source::Folder(learning.stream.clone())).with_context(|| no_stream(learning))?.periods;
     let period = periods.first().context("a stream has a period")?;
     let curves = precision::curves(period, networks, seeds, steps)?;
     if !learning.no_write {
         std::fs::write(page::PICTURE, chart::precisions(&curves)?)?;
     }
     page::replace(learning, "make bench-precision", &page::precision(&Machine::inspect(false)?, &curves)?)
+}
+
+/// Trains the same steps here and in PyTorch, and compares losses and weights.
+///
+/// # Errors
+/// Where they differ by more than they may, after the page says so.
+pub fn parity(learning: &Learning, python: &Path) -> Result<()> {
+    // First of all, while there is one thread.
+    palimpsest::train::runtime::prepare(recipe::THREADS)?;
+    let periods =
+        Stream::read(&Source::Folder(learning.stream.clone())).with_context(|| no_stream(learning))?.periods;
+    let parity = parity::compare(&periods, python)?;
+    page::replace(learning, "make parity", &page::parity(&Machine::inspect(false)?, &parity)?)?;
+    ensure!(parity.holds(), "losses or weights differ by more than they may");
+    Ok(())
 }
 
 fn no_stream(learning: &Learning) -> String {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
 
+use super::parity::{LOSS_TOLERANCE, Parity, STEPS, WEIGHT_TOLERANCE};
 use super::precision::Curves;
 use super::run::SCORES;
 use super::spread::{Spread, WINDOW};
@@ -79,6 +80,25 @@ fn scores(sides: &[&SideResult]) -> Result<String> {
     for (index, probe) in ["linear", "kNN", "10-shot"].iter().enumerate() {
         let lost = |side: &&SideResult| format!("{:.1}", 100.0 * (side.check[index] - side.check[index + 3]));
         line(&format!("forgotten of a, {probe}"), sides.iter().map(lost).collect())?;
+    }
+    Ok(text)
+}
+
+/// Losses side by side, and what differs most.
+pub fn parity(machine: &Machine, parity: &Parity) -> Result<String> {
+    let ((step, loss), (tensor, weight)) = (parity.farthest_loss(), parity.farthest_weight());
+    let mut text = format!(
+        "`make parity`, {}, palimpsest {}, torch {}.\n\n\
+         Over {STEPS} steps the losses differ by at most {loss:.1e} of their size (step {step}; the bar is {LOSS_TOLERANCE:.0e}), and at \
+         the end the {} learned tensors by at most {weight:.1e} of their norm (`{tensor}`; the bar is {WEIGHT_TOLERANCE:.0e}).\n\n\
+         | step | loss here | in PyTorch | difference |\n|--:|--:|--:|--:|\n",
+        made_on(machine),
+        palimpsest::VERSION,
+        parity.torch,
+        parity.distances.len(),
+    );
+    for (step, (ours, peer)) in (1..).zip(&parity.losses).filter(|(step, _)| step % 10 == 0 || *step == 1) {
+        writeln!(text, "| {step} | {ours:.6} | {peer:.6} | {:+.1e} |", (ours - peer) / peer)?;
     }
     Ok(text)
 }

@@ -105,7 +105,7 @@ impl Settings {
     }
 
     /// lwf on period `number` (0 or 1), which has a teacher unless it is the first.
-    fn job(&self, number: usize, seed: u64, precision: PrecisionChoice) -> TrainJob {
+    pub fn job(&self, number: usize, seed: u64, precision: PrecisionChoice) -> TrainJob {
         let optimisation = Optimisation { steps: self.period_steps[number], ..self.optimisation.clone() };
         let recipe = Recipe {
             period: PeriodId(EventTime(number as i64)),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
-use palimpsest::bench::stream::{Period, Stream};
+use palimpsest::bench::stream::{Period, Source, Stream};
 use palimpsest::eval::{Embeddings, drift, knn, linear_probe};
 use palimpsest::model::{Precision, Trainability};
 use palimpsest::train::embed::embed_frames;
@@ -97,7 +97,7 @@ impl Row for ForgettingRun {
 
     fn start(&self, folder: &Path, _: &str) -> Result<Box<dyn Work>> {
         let Plan { settings, .. } = files::read_plan(folder)?;
-        let periods = Stream::read(&folder.join(STREAM))?.periods;
+        let periods = Stream::read(&Source::Folder(folder.join(STREAM)))?.periods;
         let [a, b] = <[Period; 2]>::try_from(periods)
             .ok()
             .context("the run needs a stream of two periods: `make streams` makes it")?;

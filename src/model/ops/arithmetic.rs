@@ -400,6 +400,8 @@ pub(super) fn add_over_copies<A: Arithmetic>(
     destination: &mut [A::Wide],
     [first, second]: &mut [Vec<A::Narrow>; 2],
 ) {
+    left.assert_fits();
+    right.assert_fits();
     let left = A::group_patches(left, first).transposed();
     let right = A::group_patches(right, second);
     arithmetic.multiply(left, right, destination, right.columns, Write::Add);

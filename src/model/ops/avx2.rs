@@ -194,7 +194,7 @@ impl<const VECTORS: usize> Lanes<VECTORS> {
     }
 }
 
-/// So many patches' share of a block, of both sides, stays in the first-level cache.
+/// So many patches' share of a block, of both sides, stays in the first-level cache; tiles of positions are multiples of it.
 const PATCHES_AT_ONCE: usize = 42;
 
 /// `destination += transposed left * right`, contracted over the patches, which are read where they lie; those on the left

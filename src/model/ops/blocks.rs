@@ -128,6 +128,7 @@ unsafe fn over_blocks<K: Kernel>(
     right: Right<'_, K::Element>,
     block: impl Fn(usize, usize) -> Block<K::Element>,
 ) {
+    const { assert!(K::ROWS <= MOST_ROWS, "a block has room for its rows") };
     assert!(!right.has_panels() || right.panel_columns.is_multiple_of(K::COLUMNS), "blocks across panels");
     for column in (0..right.columns).step_by(K::COLUMNS) {
         let columns = (right.columns - column).min(K::COLUMNS);

@@ -27,7 +27,7 @@ use winograd::Winograd;
 /// Up to so many output positions the work is shared out by panels of channels: a tile of fewer rows would read the whole
 /// weight for each of a few products.
 const FEW_POSITIONS: usize = 32;
-/// Output channels of a part then: fewer share out less than the handing over takes.
+/// Output channels of a part then, or a little more to make whole panels: fewer share out less than the handing over takes.
 const COLUMNS_PER_PART: usize = 64;
 /// Input channels whose weights are brought into order together: with the panel's columns they stay in the cache.
 const CHANNELS_PER_RUN: usize = 16;
@@ -205,7 +205,8 @@ fn forward<A: Arithmetic<Wide = f32>>(
 
 /// All positions at once, some panels of the weight on each thread.
 fn by_panels<A: Arithmetic<Wide = f32>>(product: &Product<'_, A>) -> Vec<f32> {
-    let (out, width) = (product.weight.columns, COLUMNS_PER_PART);
+    let out = product.weight.columns;
+    let width = COLUMNS_PER_PART.next_multiple_of(product.weight.panel_columns);
     let parts: Vec<Vec<f32>> = (0..out.div_ceil(width))
         .into_par_iter()
         .map(|part| Product { weight: product.weight.panels(part * width, width), ..*product }.all())

@@ -112,6 +112,14 @@ proptest! {
     }
 }
 
+/// Panels of 24 columns, which 64 is no multiple of, with AVX2.
+#[test]
+fn channels_in_odd_multiples_of_24_at_few_positions_too() {
+    for out in [72, 120] {
+        Case::new((1, 2, 3, 24), out, Window { kernel: 3, stride: 2, padding: 1 }).check();
+    }
+}
+
 #[test]
 fn many_blocks_of_tiles_and_a_lone_one_give_the_same_image() {
     let case = Case::new((9, 13, 16, 64), 64, SAME).with_shortcut();

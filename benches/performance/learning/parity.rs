@@ -1,0 +1,126 @@
+//! The same training here and in PyTorch: equal weights, equal views, step by step.
+//!
+//! Our views are written down and read by benches/peers/parity.py, so that nothing random is left: what differs is rounding, which
+//! grows from step to step.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor};
+use palimpsest::bench::stream::Period;
+use palimpsest::train::batches::{BatchPlan, Batches};
+use palimpsest::train::device::select;
+use palimpsest::train::job::view_maker;
+use palimpsest::train::learner::Learner;
+use palimpsest::train::spec::PrecisionChoice;
+use serde::{Deserialize, Serialize};
+
+use super::recipe::{Settings, THREADS, Training};
+use crate::rows::files;
+
+/// Steps that are compared.
+pub const STEPS: u64 = 50;
+/// Of the first period, which the teacher learns: enough for a teacher that differs from initial weights.
+const TEACHER_STEPS: u64 = 100;
+const SEED: u64 = 11;
+/// Largest difference of a step's losses, and of a tensor's weights at the end, relative to their size.
+pub const LOSS_TOLERANCE: f64 = 1e-3;
+pub const WEIGHT_TOLERANCE: f64 = 1e-2;
+
+#[derive(Serialize)]
+struct Plan {
+    #[serde(flatten)]
+    settings: Settings,
+    steps: u64,
+}
+
+/// What both sides came to.
+pub struct Parity {
+    /// Ours and PyTorch's, by step.
+    pub losses: Vec<(f64, f64)>,
+    /// Of each learned tensor at the end: the norm of the difference over the norm.
+    pub distances: BTreeMap<String, f64>,
+    pub torch: String,
+}
+
+#[derive(Deserialize)]
+struct Peer {
+    losses: Vec<f64>,
+    distances: BTreeMap<String, f64>,
+    torch: String,
+}
+
+impl Parity {
+    /// The largest relative difference of the losses, with its step from 1.
+    pub fn farthest_loss(&self) -> (usize, f64) {
+        let difference = |(ours, peer): &(f64, f64)| (ours - peer).abs() / peer.abs();
+        let steps = (1..).zip(self.losses.iter().map(difference));
+        steps.fold((0, 0.0), |farthest, step| if step.1 > farthest.1 { step } else { farthest })
+    }
+
+    /// The tensor that lies farthest apart.
+    pub fn farthest_weight(&self) -> (&str, f64) {
+        let all = self.distances.iter().map(|(name, distance)| (name.as_str(), *distance));
+        all.fold(("", 0.0), |farthest, one| if one.1 > farthest.1 { one } else { farthest })
+    }
+
+    pub fn holds(&self) -> bool {
+        self.farthest_loss().1 <= LOSS_TOLERANCE && self.farthest_weight().1 <= WEIGHT_TOLERANCE
+    }
+}
+
+/// Trains `periods`' second one by lwf on both sides; the first one makes the teacher.
+pub fn compare(periods: &[Period], python: &Path) -> Result<Parity> {
+    let [first, second, ..] = periods else { anyhow::bail!("the stream has no second period") };
+    let mut settings = Settings::benchmark()?;
+    settings.period_steps = [TEACHER_STEPS, STEPS];
+    let precision = PrecisionChoice::F32;
+    let teacher =
+        Training { settings: &settings, period: first, number: 0, seed: SEED, precision, teacher: None };
+    let (teacher, _) = teacher.run()?;
+
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    std::fs::write(folder.join("encoder.safetensors"), &teacher.encoder)?;
+    std::fs::write(folder.join("projector.safetensors"), &teacher.projector)?;
+    let recipe = settings.job(1, SEED, precision).recipe;
+    let mut learner = Learner::start(&recipe, Some(&teacher), None, &select("cpu", precision)?)?;
+    let plan = BatchPlan::new(recipe.seed, &second.trained(), &recipe.optimisation)?;
+    ensure!(plan.steps() == STEPS, "{} steps instead of {STEPS}", plan.steps());
+    let mut batches = Batches::start(&plan, view_maker(&recipe, &Arc::clone(&second.frames)), 0, THREADS)?;
+    let size = recipe.model.encoder.image_size;
+    let mut losses = Vec::new();
+    for step in 0..STEPS {
+        let batch = batches.next_batch()?;
+        let shape = (2 * recipe.optimisation.batch, 3, size, size);
+        let views = Tensor::from_slice(&batch.views, shape, &Device::Cpu)?;
+        files::write_tensors(
+            folder,
+            &format!("views-{step:03}.safetensors"),
+            HashMap::from([("views", views)]),
+        )?;
+        losses.push(learner.step(batch, STEPS)?.total);
+    }
+    let ours = learner.student_bytes()?;
+    std::fs::write(folder.join("ours-encoder.safetensors"), ours.encoder)?;
+    std::fs::write(folder.join("ours-projector.safetensors"), ours.projector)?;
+    files::write_plan(folder, &Plan { settings, steps: STEPS })?;
+
+    let peer = run_peer(folder, python)?;
+    ensure!(peer.losses.len() == losses.len(), "PyTorch took {} steps", peer.losses.len());
+    let losses = losses.into_iter().zip(peer.losses).collect();
+    Ok(Parity { losses, distances: peer.distances, torch: peer.torch })
+}
+
+fn run_peer(folder: &Path, python: &Path) -> Result<Peer> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/parity.py");
+    let mut command = Command::new(python);
+    command.arg(script).arg(folder).args(["--threads", &THREADS.to_string()]);
+    let output = command.output().with_context(|| format!("starting {}", python.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "parity.py ended with {}: {said}", output.status);
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
