@@ -41,8 +41,10 @@ type Line = Vec<(f64, f64, f64)>;
 
 /// The SVG's text.
 pub fn accuracy(results: &Results) -> Result<String, BenchError> {
-    let panels: Vec<(&str, Vec<Line>)> =
-        results.methods().into_iter().map(|method| (method, lines(results, method))).collect();
+    // Initial weights have no second version: a panel of theirs would say nothing and flatten all others.
+    let drawn = |method: &&str| results.of(method).iter().any(|run| run.versions.len() > 1);
+    let methods = results.methods().into_iter().filter(drawn);
+    let panels: Vec<(&str, Vec<Line>)> = methods.map(|method| (method, lines(results, method))).collect();
     let values = || panels.iter().flat_map(|(_, lines)| lines).flatten();
     let lowest = values().map(|(_, mean, deviation)| mean - deviation).fold(100.0, f64::min);
     let highest = values().map(|(_, mean, deviation)| mean + deviation).fold(0.0, f64::max);

@@ -1,9 +1,9 @@
 //! The same training here and in PyTorch: equal weights, equal views, step by step.
 //!
 //! Our views are written down and read by benches/peers/parity.py, so that nothing random is left: what differs is rounding, which
-//! grows from step to step.
+//! grows from step to step. The reference is PyTorch in f64; PyTorch in f32 shows what rounding comes to there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -26,9 +26,12 @@ pub const STEPS: u64 = 50;
 /// Of the first period, which the teacher learns: enough for a teacher that differs from initial weights.
 const TEACHER_STEPS: u64 = 100;
 const SEED: u64 = 11;
-/// Largest difference of a step's losses, and of a tensor's weights at the end, relative to their size.
+/// Largest difference of a step's losses, and of all weights together at the end, relative to their size.
 pub const LOSS_TOLERANCE: f64 = 1e-3;
 pub const WEIGHT_TOLERANCE: f64 = 1e-2;
+
+/// Two runs in f32 whose sums have other orders lie about as far apart as either from f64, and some pairs farther.
+const ROUNDINGS: f64 = 3.0;
 
 #[derive(Serialize)]
 struct Plan {
@@ -39,36 +42,36 @@ struct Plan {
 
 /// What both sides came to.
 pub struct Parity {
-    /// Ours and PyTorch's, by step.
-    pub losses: Vec<(f64, f64)>,
-    /// Of each learned tensor at the end: the norm of the difference over the norm.
-    pub distances: BTreeMap<String, f64>,
+    /// Ours, PyTorch's in f64 and PyTorch's in f32, by step.
+    pub losses: Vec<[f64; 3]>,
+    /// From f64's weights at the end, all learned ones together, ours and PyTorch's in f32: the norm of the difference over the norm.
+    pub distances: [f64; 2],
     pub torch: String,
 }
 
 #[derive(Deserialize)]
 struct Peer {
     losses: Vec<f64>,
-    distances: BTreeMap<String, f64>,
+    losses_f32: Vec<f64>,
+    distance: f64,
+    distance_f32: f64,
     torch: String,
 }
 
 impl Parity {
-    /// The largest relative difference of the losses, with its step from 1.
-    pub fn farthest_loss(&self) -> (usize, f64) {
-        let difference = |(ours, peer): &(f64, f64)| (ours - peer).abs() / peer.abs();
-        let steps = (1..).zip(self.losses.iter().map(difference));
-        steps.fold((0, 0.0), |farthest, step| if step.1 > farthest.1 { step } else { farthest })
+    /// The largest relative difference from f64's losses, of ours and of PyTorch's in f32.
+    pub fn farthest_losses(&self) -> [f64; 2] {
+        let farthest = |which: usize| {
+            let differences = self.losses.iter().map(|losses| (losses[which] - losses[1]).abs() / losses[1]);
+            differences.fold(0.0, f64::max)
+        };
+        [farthest(0), farthest(2)]
     }
 
-    /// The tensor that lies farthest apart.
-    pub fn farthest_weight(&self) -> (&str, f64) {
-        let all = self.distances.iter().map(|(name, distance)| (name.as_str(), *distance));
-        all.fold(("", 0.0), |farthest, one| if one.1 > farthest.1 { one } else { farthest })
-    }
-
+    /// Within the bars or, where PyTorch's own rounding leaves them, within a few times that.
     pub fn holds(&self) -> bool {
-        self.farthest_loss().1 <= LOSS_TOLERANCE && self.farthest_weight().1 <= WEIGHT_TOLERANCE
+        let within = |[ours, peer]: [f64; 2], bar: f64| ours <= bar.max(ROUNDINGS * peer);
+        within(self.farthest_losses(), LOSS_TOLERANCE) && within(self.distances, WEIGHT_TOLERANCE)
     }
 }
 
@@ -110,9 +113,11 @@ pub fn compare(periods: &[Period], python: &Path) -> Result<Parity> {
     files::write_plan(folder, &Plan { settings, steps: STEPS })?;
 
     let peer = run_peer(folder, python)?;
-    ensure!(peer.losses.len() == losses.len(), "PyTorch took {} steps", peer.losses.len());
-    let losses = losses.into_iter().zip(peer.losses).collect();
-    Ok(Parity { losses, distances: peer.distances, torch: peer.torch })
+    let taken = [peer.losses.len(), peer.losses_f32.len()];
+    ensure!(taken == [losses.len(); 2], "PyTorch took {taken:?} steps");
+    let peers = peer.losses.into_iter().zip(peer.losses_f32);
+    let losses = losses.into_iter().zip(peers).map(|(ours, (exact, f32))| [ours, exact, f32]).collect();
+    Ok(Parity { losses, distances: [peer.distance, peer.distance_f32], torch: peer.torch })
 }
 
 fn run_peer(folder: &Path, python: &Path) -> Result<Peer> {
