@@ -93,10 +93,13 @@ impl Measure<'_> {
             alignment: drift::alignment(&view(pairs.first), &view(pairs.second)),
             uniformity: drift::uniformity(&of_tests),
             effective_rank: drift::effective_rank(&of_tests),
-            drift: learned.map(|old| DriftScores {
-                cka: drift::linear_cka(&of_tests, &old.select(&tested)),
-                neighbour_overlap: drift::neighbour_overlap(&of_tests, &old.select(&tested), self.k),
-                recoverability: drift::recoverability(&all, old, &split),
+            drift: learned.map(|old| {
+                let old_tests = old.select(&tested);
+                DriftScores {
+                    cka: drift::linear_cka(&of_tests, &old_tests),
+                    neighbour_overlap: drift::neighbour_overlap(&of_tests, &old_tests, self.k),
+                    recoverability: drift::recoverability(&all, old, &split),
+                }
             }),
         };
         Ok((scores, all))
