@@ -106,7 +106,6 @@ impl BenchMethod {
             "finetune" => "lr",
             "lwf" | "cassle" => "lambda, tau_d, lr",
             "cosine" => "lambda, lr",
-            "trial" => "lambda, tau_d, predictor, negatives, features, drift, frozen, pull, lr",
             "replay" => "frames, lr",
             _ => return Err(MethodError::Unknown(text.to_owned())),
         };
@@ -130,16 +129,6 @@ impl BenchMethod {
                 lambda: values.take("lambda", defaults.lambda),
                 tau_d: values.take("tau_d", defaults.tau_d),
                 predictor_hidden: defaults.predictor_hidden,
-            }),
-            "trial" => Kind::Sequential(Distil::Trial {
-                lambda: values.take("lambda", defaults.lambda),
-                tau_d: values.take("tau_d", defaults.tau_d),
-                predictor_hidden: values.take("predictor", 0.0) as usize,
-                negatives: values.take("negatives", 0.0) > 0.0,
-                features: values.take("features", 0.0),
-                drift: values.take("drift", 0.0),
-                frozen_statistics: values.take("frozen", 0.0) > 0.0,
-                pull: values.take("pull", 0.0),
             }),
             "cosine" => {
                 Kind::Sequential(Distil::FeatureCosine { lambda: values.take("lambda", COSINE_LAMBDA) })

@@ -87,48 +87,7 @@ pub fn run(job: &TrainJob, inputs: Inputs, io: &mut dyn JobIo) -> Result<Trained
     }
     io.progress(Progress::Trained { step: steps });
     let initial = learner.initial().clone();
-    let mut network = learner.student_bytes()?;
-    if let (super::spec::Method::Trial { pull, .. }, Some(teacher)) = (recipe.method, &inputs.teacher)
-        && pull > 0.0
-    {
-        network = pulled(&network, teacher, pull as f32)?;
-    }
-    Ok(Trained { network, initial, steps, device: selected.description })
-}
-
-/// Every weight and statistic moved by the share `pull` towards the teacher's.
-fn pulled(student: &NetworkBytes, teacher: &NetworkBytes, pull: f32) -> Result<NetworkBytes, TrainError> {
-    let mix = |new: &[u8], old: &[u8]| -> Result<Vec<u8>, TrainError> {
-        let wrap = |error: safetensors::SafeTensorError| TrainError::from(candle_core::Error::wrap(error));
-        let mut bytes = new.to_vec();
-        let data_start = new.len()
-            - safetensors::SafeTensors::deserialize(new)
-                .map_err(wrap)?
-                .tensors()
-                .iter()
-                .map(|(_, view)| view.data().len())
-                .sum::<usize>();
-        let new_file = safetensors::SafeTensors::deserialize(new).map_err(wrap)?;
-        let old_file = safetensors::SafeTensors::deserialize(old).map_err(wrap)?;
-        for (name, view) in new_file.tensors() {
-            if view.dtype() != safetensors::Dtype::F32 {
-                continue;
-            }
-            let older = old_file.tensor(&name).map_err(wrap)?;
-            let start = view.data().as_ptr() as usize - new.as_ptr() as usize;
-            assert!(start >= data_start);
-            for (at, (a, b)) in view.data().chunks_exact(4).zip(older.data().chunks_exact(4)).enumerate() {
-                let [a, b] = [a, b].map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
-                let mixed = a + pull * (b - a);
-                bytes[start + 4 * at..start + 4 * at + 4].copy_from_slice(&mixed.to_le_bytes());
-            }
-        }
-        Ok(bytes)
-    };
-    Ok(NetworkBytes {
-        encoder: mix(&student.encoder, &teacher.encoder)?,
-        projector: mix(&student.projector, &teacher.projector)?,
-    })
+    Ok(Trained { network: learner.student_bytes()?, initial, steps, device: selected.description })
 }
 
 /// The maker of a recipe's views.

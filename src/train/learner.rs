@@ -15,7 +15,7 @@ use super::batches::Batch;
 use super::checkpoint::{Checkpoint, tensors_to_bytes};
 use super::device::Selected;
 use super::error::TrainError;
-use super::loss::{LossTerms, distillation, feature_cosine, ntxent, with_pseudo_negatives};
+use super::loss::{LossTerms, distillation, feature_cosine, ntxent};
 use super::network::{Compute, Network, NetworkBytes, PREDICTOR_SEED, prefixed};
 use super::optim::AdamW;
 use super::rng::weights_seed;
@@ -39,7 +39,6 @@ struct Distillation {
     teacher: Network,
     distilled: Distilled,
     lambda: f64,
-    method: Method,
 }
 
 /// What the student is held to the teacher by.
@@ -152,9 +151,6 @@ impl Learner {
     }
 
     fn loss(&self, views: &Tensor) -> Result<LossTerms, TrainError> {
-        if let Some(Distillation { method: method @ Method::Trial { .. }, .. }) = &self.distillation {
-            return self.trial(views, *method);
-        }
         let (features, z) = self.student.forward(views, Mode::Train)?;
         let frames = z.dim(0)? / 2;
         let contrast =
@@ -164,42 +160,6 @@ impl Learner {
             None => None,
         };
         Ok(LossTerms::combine(contrast, distilled)?)
-    }
-
-    fn trial(&self, views: &Tensor, method: Method) -> Result<LossTerms, TrainError> {
-        let (
-            Some(term),
-            Method::Trial { lambda, tau_d, negatives, features: weight, drift, frozen_statistics, .. },
-        ) = (&self.distillation, method)
-        else {
-            unreachable!("asked for a trial alone");
-        };
-        let mode = if frozen_statistics { Mode::Eval } else { Mode::Train };
-        let tau = self.optimisation.tau;
-        let (features, z) = self.student.forward(views, mode)?;
-        let (old_features, t) = term.teacher.forward(views, Mode::Eval)?;
-        let q = match term.predictor() {
-            Some((_, predictor)) => predictor.forward(&z, Mode::Train)?,
-            None => z.clone(),
-        };
-        let frames = z.dim(0)? / 2;
-        let (contrast, mut distil) = match negatives {
-            true => with_pseudo_negatives(&z, &q, &t, tau, tau_d)?,
-            false => (
-                ntxent(&z.narrow(0, 0, frames)?, &z.narrow(0, frames, frames)?, tau)?,
-                distillation(&q, &t, tau_d)?,
-            ),
-        };
-        if weight > 0.0 {
-            let of_features = distillation(&features, &old_features, tau_d)?;
-            distil = (distil + (of_features * (weight / lambda))?)?;
-        }
-        if drift > 0.0 {
-            let least = distillation(&t, &t, tau_d)?;
-            let excess = (distil.detach() - least)?;
-            distil = (distil * ((excess / drift)? + 1.0)?)?;
-        }
-        Ok(LossTerms::combine(contrast, Some((distil, lambda)))?)
     }
 
     fn check_finite(&self, step: u64, losses: &[f32; 3], squares: &[f32]) -> Result<(), TrainError> {
@@ -269,16 +229,9 @@ impl Distillation {
                 (lambda, Distilled::Projections { tau_d, predictor })
             }
             Method::FeatureCosine { lambda } => (lambda, Distilled::Features),
-            Method::Trial { lambda, tau_d, predictor_hidden, .. } => {
-                let predictor = match predictor_hidden {
-                    0 => None,
-                    _ => Some(Box::new(new_predictor(recipe, compute.device)?)),
-                };
-                (lambda, Distilled::Projections { tau_d, predictor })
-            }
         };
         let teacher = Network::load(&recipe.model, teacher, compute, Trainability::Frozen)?;
-        Ok(Some(Self { teacher, distilled, lambda, method: recipe.method }))
+        Ok(Some(Self { teacher, distilled, lambda }))
     }
 
     /// The distillation of the student's `features` and projections `z` of `views`; a scalar.
@@ -303,7 +256,7 @@ fn compute(selected: &Selected) -> Compute<'_> {
 fn predictor_spec(recipe: &Recipe) -> HeadSpec {
     let dim = recipe.model.projector_dim;
     let hidden_dim = match recipe.method {
-        Method::Cassle { predictor_hidden, .. } | Method::Trial { predictor_hidden, .. } => predictor_hidden,
+        Method::Cassle { predictor_hidden, .. } => predictor_hidden,
         Method::Finetune | Method::Lwf { .. } | Method::FeatureCosine { .. } => dim,
     };
     HeadSpec { input_dim: dim, hidden_dim, output_dim: dim }

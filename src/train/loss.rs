@@ -58,45 +58,6 @@ pub fn distillation(q: &Tensor, t: &Tensor, tau_d: f64) -> Result<Tensor> {
     (student_to_teacher + teacher_to_student)?.mean_all()? * 0.5
 }
 
-/// PNR's pair (Cha et al., 2024), frames as in [`ntxent`]: NT-Xent of the student's views `z` `[2n, d]` with the teacher's `t` of
-/// other frames as further negatives, and the distillation of `q` to `t` with the student's views of other frames as further
-/// negatives of its direction from student to teacher.
-pub fn with_pseudo_negatives(
-    z: &Tensor,
-    q: &Tensor,
-    t: &Tensor,
-    tau: f64,
-    tau_d: f64,
-) -> Result<(Tensor, Tensor)> {
-    let frames = z.dim(0)? / 2;
-    let z = normalise_rows(z)?;
-    let q = normalise_rows(q)?;
-    let t = normalise_rows(&t.detach())?.detach();
-    let own = own_frame(&z, frames)?;
-    let (z1, z2) = (z.narrow(0, 0, frames)?, z.narrow(0, frames, frames)?);
-    let positive = ((z1 * z2)?.sum(D::Minus1)? / tau)?;
-    let positive = Tensor::cat(&[&positive, &positive], 0)?;
-    let among = (z.matmul(&z.t()?)? / tau)?;
-    let among = among.add(&minus_infinity_diagonal(&among)?)?;
-    let across = (z.matmul(&t.t()?)? / tau)?.add(&own)?;
-    let contrast = cross_entropy(&Tensor::cat(&[&among, &across], 1)?, &positive, 1)?.mean_all()?;
-    let positive = ((&q * &t)?.sum(D::Minus1)? / tau_d)?;
-    let to_teacher = (q.matmul(&t.t()?)? / tau_d)?;
-    let to_student = (q.matmul(&z.t()?)? / tau_d)?.add(&own)?;
-    let forth = cross_entropy(&Tensor::cat(&[&to_teacher, &to_student], 1)?, &positive, 1)?;
-    let back = cross_entropy(&to_teacher, &positive, 0)?;
-    Ok((contrast, ((forth + back)?.mean_all()? * 0.5)?))
-}
-
-/// Minus infinity where row and column are views of one frame, 0 elsewhere.
-fn own_frame(like: &Tensor, frames: usize) -> Result<Tensor> {
-    let m = 2 * frames;
-    let entry =
-        |index: usize| if (index / m) % frames == (index % m) % frames { f32::NEG_INFINITY } else { 0.0 };
-    Tensor::from_vec((0..m * m).map(entry).collect::<Vec<f32>>(), (m, m), like.device())?
-        .to_dtype(like.dtype())
-}
-
 /// Feature distillation: 1 minus the cosine between the rows of `h` (student's features) and `t` (teacher's), `[m, d]` each, row i
 /// of both from the same view. A scalar in 0..2, the mean over rows.
 pub fn feature_cosine(h: &Tensor, t: &Tensor) -> Result<Tensor> {

@@ -104,23 +104,6 @@ pub enum Method {
     Cassle { lambda: f64, tau_d: f64, predictor_hidden: usize },
     /// The cosine between the student's and the teacher's features: a baseline of the benchmark.
     FeatureCosine { lambda: f64 },
-    /// lwf with what was tried to make it better; 0 leaves each out.
-    Trial {
-        lambda: f64,
-        tau_d: f64,
-        /// Width of a predictor, as cassle's.
-        predictor_hidden: usize,
-        /// Pseudo-negatives in both losses, as PNR (Cha et al., 2024): the other model's projections of other frames.
-        negatives: bool,
-        /// Weight of the same distillation between features.
-        features: f64,
-        /// Drift of the distillation above its least value at which its weight is doubled.
-        drift: f64,
-        /// The student normalises by the teacher's running statistics.
-        frozen_statistics: bool,
-        /// Share of the teacher's weights in what is published.
-        pull: f64,
-    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
