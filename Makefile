@@ -94,7 +94,8 @@ streams: ## the streams of the forgetting benchmark, in target/streams
 	"$$python" tools/streams/atari_digits.py $(TARGET)/streams/atari-digits-40 && \
 	"$$python" tools/streams/atari_digits.py $(TARGET)/streams/atari-digits-20 --games 20 && \
 	"$$python" tools/streams/five_periods.py $(TARGET)/streams/five-periods --fashion "$$fashion" && \
-	"$$python" tools/streams/fashion_split.py $(TARGET)/streams/fashion-split --fashion "$$fashion"
+	"$$python" tools/streams/fashion_split.py $(TARGET)/streams/fashion-split --fashion "$$fashion" && \
+	"$$python" tools/streams/near_duplicates.py $(TARGET)/streams/near-duplicates
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -266,6 +266,52 @@ async fn a_period_above_max_frames_trains_on_a_deterministic_sample() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_like_an_earlier_periods_probe_frame_is_not_trained_on() {
+    let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
+    let site = Site::new(&broker.address(), "probed", &[("train.duplicate_distance", "0.1")]);
+    let mut daemon = site.daemon(None);
+    // Each period has scenes of its own; the second one also shows all of the first's again, with another noise.
+    let shown = |index: i64, scene: u64, noise: u64, record: Record| Record {
+        value: common::scene(scene, noise),
+        key: format!("{}-{index}-{noise}", record.key),
+        ..record
+    };
+    for (index, scenes) in [(0, vec![0]), (1, vec![1, 0])] {
+        let mut records = vec![];
+        for (number, record) in (0..).zip(frames_of(index, 8, 12)) {
+            records.extend(
+                scenes.iter().map(|first| shown(index, 1000 * first + number, index as u64, record.clone())),
+            );
+        }
+        records.iter().for_each(|record| broker.send("frames", 0, record));
+    }
+    broker.send("frames", 0, &Record::watermark(period(2).start().plus_ms(LATENESS_MS)));
+    let registry = site.registry("probed").await;
+    let done = |periods: &[palimpsest::registry::PeriodRecord]| {
+        periods.iter().filter(|period| period.version.is_some()).count() == 2
+    };
+    site.until_periods(registry.as_ref(), "two versions", done).await;
+    let mut training = vec![];
+    for version in [1, 2] {
+        let manifest = registry.version(palimpsest::types::Version(version)).await.unwrap().manifest.unwrap();
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+        let count = |pointer: &str| manifest["training"].pointer(pointer).unwrap().as_u64().unwrap();
+        training.push((
+            count("/frames"),
+            count("/probe_frames"),
+            count("/left_out/near_probe"),
+            count("/left_out/copies"),
+        ));
+    }
+    let [(_, probed, 0, 0), (trained, set_apart, near, 0)] = training[..] else { panic!("{training:?}") };
+    // Of the first period's probe frames, those that are shown again and not set apart again.
+    assert!(near > probed / 4 && near <= probed, "{training:?}");
+    assert!(trained + set_apart + near <= 192, "{training:?}");
+    daemon.terminate();
+    assert!(daemon.ended(&site).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_during_training_writes_a_checkpoint_and_the_next_start_goes_on_from_it() {
     let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
     frames_of(0, 8, 12).iter().for_each(|record| broker.send("frames", 0, record));

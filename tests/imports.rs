@@ -17,7 +17,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     ("model", &["types", "widest"], IO),
     ("eval", &["types", "widest"], IO),
     ("train", &["types", "model", "eval"], IO),
-    ("bench", &["types", "model", "eval", "train"], IO),
+    ("bench", &["types", "model", "eval", "train", "failpoint"], IO),
     ("registry", &["types", "metrics", "failpoint"], &["rdkafka", "candle_core", "axum"]),
     ("store", &["types", "metrics", "failpoint"], &["rdkafka", "candle_core", "axum", "sqlx"]),
     ("ingest", &["types", "metrics", "failpoint", "registry", "store"], &["candle_core", "axum", "sqlx"]),

@@ -1,7 +1,8 @@
 //! `palimpsest bench`: the command's words and the configuration to the benchmark's settings, its progress to the terminal.
 
+use std::fs::{File, TryLockError};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,11 +24,13 @@ use crate::model::Precision;
 use crate::supervisor::cancel_on_signals;
 use crate::train::device::select;
 use crate::train::runtime;
-use crate::train::spec::{Optimisation, PrecisionChoice};
+use crate::train::spec::{Composition, Optimisation, PrecisionChoice};
 
 const RESULTS: &str = "results.json";
 const REPORT: &str = "report.md";
 const PICTURE: &str = "accuracy.svg";
+/// Empty; held by the benchmark that writes here.
+const LOCK: &str = ".lock";
 
 #[derive(clap::Args)]
 pub struct BenchArguments {
@@ -75,7 +78,7 @@ pub fn bench(config: &Config, arguments: &BenchArguments) -> Result<()> {
 
     let source = Source::parse(&arguments.stream, arguments.periods);
     let stream = Stream::read(&source).map_err(BenchError::from)?;
-    std::fs::create_dir_all(&arguments.out).with_context(|| arguments.out.display().to_string())?;
+    let _held = hold(&arguments.out)?;
     let facts = StreamFacts::of(&stream, source.name());
     let results = Results::new(facts, serde_json::to_value(&settings)?).resume(&execution.results)?;
     let seeds: Vec<u64> = (1..=arguments.seeds).collect();
@@ -93,8 +96,7 @@ pub fn bench(config: &Config, arguments: &BenchArguments) -> Result<()> {
 }
 
 fn methods(config: &Config, names: &[String]) -> Result<Vec<BenchMethod>, WrongUsage> {
-    let crate::config::Train { lambda, tau_d, predictor_hidden, .. } = config.train;
-    let defaults = Defaults { lambda, tau_d, predictor_hidden };
+    let defaults = defaults(config);
     let mut methods: Vec<BenchMethod> = Vec::new();
     for name in names {
         if methods.iter().any(|known| known.name == *name) {
@@ -104,6 +106,11 @@ fn methods(config: &Config, names: &[String]) -> Result<Vec<BenchMethod>, WrongU
         methods.push(method.map_err(|error| WrongUsage(format!("--methods {error}")))?);
     }
     Ok(methods)
+}
+
+fn defaults(config: &Config) -> Defaults {
+    let crate::config::Train { lambda, tau_d, predictor_hidden, teacher_share, .. } = config.train;
+    Defaults { lambda, tau_d, predictor_hidden, teacher_share }
 }
 
 fn check(config: &Config, arguments: &BenchArguments) -> Result<(), WrongUsage> {
@@ -123,7 +130,6 @@ fn check(config: &Config, arguments: &BenchArguments) -> Result<(), WrongUsage> 
 
 /// What is left to the machine is decided here, so that results tell it.
 fn settings(config: &Config, arguments: &BenchArguments) -> Result<Settings> {
-    let crate::config::Train { lambda, tau_d, predictor_hidden, .. } = config.train;
     let optimisation = settings::optimisation(&config.train);
     let selected = select(&config.train.device.to_string(), settings::precision(config.train.precision))?;
     Ok(Settings {
@@ -136,8 +142,9 @@ fn settings(config: &Config, arguments: &BenchArguments) -> Result<Settings> {
         },
         first_steps: arguments.first_budget.unwrap_or(config.train.first_steps),
         augmentation: settings::augmentation(&config.augment),
+        composition: Composition { max_copies: u64::MAX, ..settings::composition(&config.train) },
         k: config.probe.k,
-        defaults: Defaults { lambda, tau_d, predictor_hidden },
+        defaults: defaults(config),
         device: match selected.device.is_cpu() {
             true => "cpu".to_owned(),
             false => config.train.device.to_string(),
@@ -176,6 +183,19 @@ async fn stop_on_signals(stop: Arc<AtomicBool>) {
             tracing::warn!(%error, "signals can't be waited for: they end the process without a checkpoint");
         },
         () = stopping => {}
+    }
+}
+
+/// Makes the folder, and keeps other benchmarks out of it until what is returned is dropped: their results would replace ours.
+fn hold(out: &Path) -> Result<File> {
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let path = out.join(LOCK);
+    let options = File::options().create(true).write(true).truncate(false).open(&path);
+    let lock = options.with_context(|| path.display().to_string())?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(BenchError::InUse { path: out.to_owned() }.into()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| path.display().to_string()),
     }
 }
 
@@ -252,9 +272,24 @@ impl Progress for Bar {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
+
+    #[test]
+    fn two_benchmarks_do_not_write_to_one_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let held = hold(&out).unwrap();
+        let error = hold(&out).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "another benchmark writes to {}: choose another --out, or wait for its end",
+                out.display()
+            )
+        );
+        drop(held);
+        hold(&out).unwrap();
+    }
 
     #[test]
     fn a_method_named_twice_or_unknown_is_wrong_usage() {

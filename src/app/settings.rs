@@ -15,7 +15,9 @@ use crate::period::child::Program;
 use crate::period::controller::LearnSettings;
 use crate::period::decide::Policy;
 use crate::period::job::JobSettings;
-use crate::train::spec::{Augmentation, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec};
+use crate::train::spec::{
+    Augmentation, Composition, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec,
+};
 use crate::types::FileRef;
 
 /// Settings of the learner. `init`: the object that `model.init` was copied to.
@@ -57,9 +59,14 @@ fn job(config: &Config, init: Option<FileRef>) -> JobSettings {
         model: model(&config.model, init),
         new_lineage: config.model.new_lineage,
         method: method(&config.train),
+        teacher_share: match config.train.method {
+            config::Method::Lwf | config::Method::Cassle => config.train.teacher_share,
+            config::Method::Finetune => 0.0,
+        },
         optimisation: optimisation(&config.train),
         first_steps,
         augmentation: augmentation(&config.augment),
+        composition: composition(&config.train),
         probe: ProbeSpec {
             block_ms: config.probe.block.as_ms(),
             guard_ms: config.probe.guard.as_ms(),
@@ -126,6 +133,14 @@ pub(super) fn optimisation(train: &config::Train) -> Optimisation {
         beta1: train.beta1,
         beta2: train.beta2,
         clip_norm: train.clip_norm,
+    }
+}
+
+pub(super) fn composition(train: &config::Train) -> Composition {
+    Composition {
+        spacing_ms: train.spacing.as_ms(),
+        max_copies: train.max_copies,
+        duplicate_distance: train.duplicate_distance,
     }
 }
 

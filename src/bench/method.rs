@@ -1,7 +1,8 @@
 //! What a run does with a period: the words of `--methods`, and what they stand for.
 //!
 //! A method is written `NAME` or `NAME:KEY=VALUE[:KEY=VALUE]`, as in `lwf:lambda=1:lr=1e-3`. All but `joint` and `random`
-//! learn the first period alike; a learning rate of their own counts from the second one on.
+//! learn the first period alike, unless they put batches together in a way of their own (`spacing` in seconds, `distance` as
+//! train.duplicate_distance); a learning rate of their own counts from the second period on.
 
 use std::str::FromStr;
 
@@ -35,6 +36,11 @@ pub struct BenchMethod {
     pub kind: Kind,
     /// Peak learning rate from the second period on; `None`: that of the first.
     pub learning_rate: Option<f64>,
+    /// Of the teacher's weights in those of each version but the first.
+    pub teacher_share: f64,
+    /// In place of the settings', from the first period on.
+    pub spacing_ms: Option<i64>,
+    pub duplicate_distance: Option<f64>,
 }
 
 /// Which frames and which teacher a period is learned with.
@@ -58,8 +64,12 @@ pub enum MethodError {
     Key { method: String, key: String, known: &'static str },
     #[error("{method:?}: {key}={value:?} is no positive number")]
     Value { method: String, key: String, value: String },
+    #[error("{method:?}: {key}={value:?} is no number of at least 0")]
+    Negative { method: String, key: String, value: String },
     #[error("{method:?}: {key} must be a whole number of at least 1")]
     Whole { method: String, key: &'static str },
+    #[error("{method:?}: share={share} is not below 1: nothing of what is learned would be left")]
+    Share { method: String, share: f64 },
     #[error("{method:?} says {key} twice")]
     Twice { method: String, key: String },
 }
@@ -70,6 +80,8 @@ pub struct Defaults {
     pub lambda: f64,
     pub tau_d: f64,
     pub predictor_hidden: usize,
+    /// Of lwf and cassle.
+    pub teacher_share: f64,
 }
 
 /// One method's `KEY=VALUE`s, each taken once.
@@ -103,10 +115,10 @@ impl BenchMethod {
         let name = words.next().unwrap_or_default();
         let known = match name {
             "random" | "joint" => "none",
-            "finetune" => "lr",
-            "lwf" | "cassle" => "lambda, tau_d, lr",
-            "cosine" => "lambda, lr",
-            "replay" => "frames, lr",
+            "finetune" => "share, lr, spacing, distance",
+            "lwf" | "cassle" => "lambda, tau_d, share, lr, spacing, distance",
+            "cosine" => "lambda, share, lr, spacing, distance",
+            "replay" => "frames, share, lr, spacing, distance",
             _ => return Err(MethodError::Unknown(text.to_owned())),
         };
         let pairs: Vec<(String, f64)> =
@@ -138,12 +150,18 @@ impl BenchMethod {
                 _ => return Err(MethodError::Whole { method: text.to_owned(), key: "frames" }),
             },
         };
-        let learning_rate = match kind {
-            Kind::Random | Kind::Joint => None,
-            Kind::Sequential(_) | Kind::Replay { .. } => values.take_if_there("lr"),
-        };
+        let own = !matches!(kind, Kind::Random | Kind::Joint);
+        let mut of_training = |key| if own { values.take_if_there(key) } else { None };
+        let [share, learning_rate, spacing, duplicate_distance] =
+            ["share", "lr", "spacing", "distance"].map(&mut of_training);
+        let averages = matches!(kind, Kind::Sequential(Distil::Lwf { .. } | Distil::Cassle { .. }));
+        let teacher_share = share.unwrap_or(if averages { defaults.teacher_share } else { 0.0 });
+        if !(0.0..1.0).contains(&teacher_share) {
+            return Err(MethodError::Share { method: text.to_owned(), share: teacher_share });
+        }
         values.finish()?;
-        Ok(Self { name: text.to_owned(), kind, learning_rate })
+        let spacing_ms = spacing.map(|seconds| (1e3 * seconds).round() as i64);
+        Ok(Self { name: text.to_owned(), kind, learning_rate, teacher_share, spacing_ms, duplicate_distance })
     }
 }
 
@@ -151,9 +169,12 @@ fn pair(method: &str, word: &str, known: &'static str) -> Result<(String, f64), 
     let Some((key, value)) = word.split_once('=') else {
         return Err(MethodError::Key { method: method.into(), key: word.into(), known });
     };
-    match f64::from_str(value) {
-        Ok(number) if number.is_finite() && number > 0.0 => Ok((key.to_owned(), number)),
-        _ => Err(MethodError::Value { method: method.into(), key: key.into(), value: value.into() }),
+    let (method, key, value) = (method.to_owned(), key.to_owned(), value.to_owned());
+    let may_be_0 = ["share", "spacing", "distance"].contains(&&*key);
+    match f64::from_str(&value) {
+        Ok(number) if number.is_finite() && (number > 0.0 || may_be_0 && number == 0.0) => Ok((key, number)),
+        _ if may_be_0 => Err(MethodError::Negative { method, key, value }),
+        _ => Err(MethodError::Value { method, key, value }),
     }
 }
 
@@ -161,7 +182,8 @@ fn pair(method: &str, word: &str, known: &'static str) -> Result<(String, f64), 
 mod tests {
     use super::*;
 
-    const DEFAULTS: Defaults = Defaults { lambda: 4.0, tau_d: 0.2, predictor_hidden: 128 };
+    const DEFAULTS: Defaults =
+        Defaults { lambda: 4.0, tau_d: 0.2, predictor_hidden: 128, teacher_share: 0.25 };
 
     #[test]
     fn every_row_of_the_table_is_a_method() {
@@ -172,6 +194,11 @@ mod tests {
         assert_eq!((methods[2].kind, methods[2].learning_rate), (methods[1].kind, Some(1e-3)));
         assert_eq!((methods[3].kind, methods[4].kind), (lwf(4.0), lwf(1.0)));
         assert_eq!(methods[8].kind, Kind::Replay { frames: 200 });
+        assert_eq!((methods[1].teacher_share, methods[3].teacher_share), (0.0, 0.25));
+        let shared = BenchMethod::parse("finetune:share=0.5", &DEFAULTS).unwrap();
+        assert_eq!(shared.teacher_share, 0.5);
+        let spaced = BenchMethod::parse("finetune:spacing=2.5:distance=0", &DEFAULTS).unwrap();
+        assert_eq!((spaced.spacing_ms, spaced.duplicate_distance), (Some(2500), Some(0.0)));
     }
 
     #[test]
@@ -184,7 +211,7 @@ mod tests {
         assert_eq!(message("joint:lr=1"), "\"joint:lr=1\": \"lr\" is none of its settings (none)");
         assert_eq!(
             message("lwf:lamda=1"),
-            "\"lwf:lamda=1\": \"lamda\" is none of its settings (lambda, tau_d, lr)"
+            "\"lwf:lamda=1\": \"lamda\" is none of its settings (lambda, tau_d, share, lr, spacing, distance)"
         );
         assert_eq!(message("lwf:lr=1:lr=2"), "\"lwf:lr=1:lr=2\" says lr twice");
         assert_eq!(
@@ -193,8 +220,16 @@ mod tests {
         );
         assert_eq!(message("lwf:lambda=-1"), "\"lwf:lambda=-1\": lambda=\"-1\" is no positive number");
         assert_eq!(
+            message("lwf:share=1"),
+            "\"lwf:share=1\": share=1 is not below 1: nothing of what is learned would be left"
+        );
+        assert_eq!(
+            message("lwf:spacing=-1"),
+            "\"lwf:spacing=-1\": spacing=\"-1\" is no number of at least 0"
+        );
+        assert_eq!(
             message("lwf:lambda"),
-            "\"lwf:lambda\": \"lambda\" is none of its settings (lambda, tau_d, lr)"
+            "\"lwf:lambda\": \"lambda\" is none of its settings (lambda, tau_d, share, lr, spacing, distance)"
         );
     }
 }

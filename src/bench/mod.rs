@@ -31,6 +31,8 @@ pub enum BenchError {
     File { what: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{path} is no results file of this program: {reason}")]
     Results { path: PathBuf, reason: String },
+    #[error("another benchmark writes to {path}: choose another --out, or wait for its end")]
+    InUse { path: PathBuf },
     /// Mixing them would compare what can't be compared.
     #[error("{path} holds results of another {what}: choose another --out, or remove it")]
     OtherResults { path: PathBuf, what: &'static str },

@@ -10,6 +10,7 @@ use super::stream::Stream;
 use super::versions::write_whole;
 use super::{BenchError, file_error};
 use crate::eval::forgetting::History;
+use crate::failpoint;
 use crate::types::{EventTime, PeriodId, Sha256, Version};
 
 /// The method whose second version is no successor of its first.
@@ -143,7 +144,10 @@ impl Results {
         let mut json = serde_json::to_vec_pretty(self)
             .map_err(|error| BenchError::Results { path: path.to_owned(), reason: error.to_string() })?;
         json.push(b'\n');
-        write_whole(path, &json).map_err(file_error("writing", path))
+        failpoint::reach("bench.results.before");
+        write_whole(path, &json).map_err(file_error("writing", path))?;
+        failpoint::reach("bench.results.after");
+        Ok(())
     }
 
     pub fn find(&self, method: &str, seed: u64) -> Option<&RunResult> {

@@ -19,8 +19,8 @@ use crate::train::frames::{FrameSet, FrameSetWriter};
 use crate::train::network::{Network, NetworkBytes};
 use crate::train::rng::permutation;
 use crate::train::spec::{
-    Augmentation, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Recipe, SCHEMA, Teacher,
-    TrainJob,
+    Augmentation, Composition, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Recipe, SCHEMA,
+    Teacher, TrainJob,
 };
 use crate::types::{EventTime, FileRef, Sha256, Version};
 
@@ -32,6 +32,8 @@ pub struct Settings {
     pub optimisation: Optimisation,
     pub first_steps: u64,
     pub augmentation: Augmentation,
+    /// How batches are put together, unless a method says otherwise. Every frame of a stream on disk is trained on.
+    pub composition: Composition,
     /// Neighbours of the kNN probe.
     pub k: usize,
     /// What methods take unless they say otherwise.
@@ -108,9 +110,7 @@ impl Bench<'_> {
                 }
             }
         }
-        std::fs::create_dir_all(&self.execution.work)
-            .map_err(file_error("creating", &self.execution.work))?;
-        let versions = Versions::new(self.execution.work.clone());
+        let versions = Versions::open(self.execution.work.clone())?;
         let (waiting, shared) = (Mutex::new(waiting), Mutex::new((&mut results, None)));
         std::thread::scope(|scope| {
             for number in 0..self.execution.jobs.max(1) {
@@ -364,8 +364,10 @@ impl OneRun<'_> {
                 projector: file(&bytes.projector),
             }),
             method: if teacher.is_some() { distil } else { Method::Finetune },
+            teacher_share: if teacher.is_some() { self.method.teacher_share } else { 0.0 },
             optimisation,
             augmentation: augmentation.clone(),
+            composition: self.composition(),
             probe: ProbeSpec { block_ms: 1, guard_ms: 0, ratio: 0.5, max_frames: 0, k: *k, bootstrap: 0 },
             probe_sets: Vec::new(),
         };
@@ -382,6 +384,15 @@ impl OneRun<'_> {
             threads: *threads,
             checkpoint_steps: *checkpoint_steps,
             recipe,
+        }
+    }
+
+    fn composition(&self) -> Composition {
+        let Composition { spacing_ms, max_copies, duplicate_distance } = self.bench.settings.composition;
+        Composition {
+            spacing_ms: self.method.spacing_ms.unwrap_or(spacing_ms),
+            max_copies,
+            duplicate_distance: self.method.duplicate_distance.unwrap_or(duplicate_distance),
         }
     }
 

@@ -7,7 +7,7 @@ use super::super::stream::tests::write_stream;
 use super::*;
 use crate::train::fixtures;
 
-const DEFAULTS: Defaults = Defaults { lambda: 4.0, tau_d: 0.2, predictor_hidden: 16 };
+const DEFAULTS: Defaults = Defaults { lambda: 4.0, tau_d: 0.2, predictor_hidden: 16, teacher_share: 0.0 };
 
 /// A stream of two small periods and settings that train in moments.
 struct Rig {
@@ -54,6 +54,7 @@ impl Rig {
             },
             first_steps: 4,
             augmentation: fixtures::augmentation(),
+            composition: Composition::AS_THEY_COME,
             k: 3,
             defaults: DEFAULTS,
             device: "cpu".into(),

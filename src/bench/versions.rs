@@ -13,6 +13,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::{BenchError, file_error};
+use crate::failpoint;
 use crate::train::TrainError;
 use crate::train::checkpoint::Identity;
 use crate::train::device::select;
@@ -76,18 +78,23 @@ struct Done {
 /// See the module's text.
 pub struct Versions {
     folder: PathBuf,
+    /// Of the program's file: a build of another day may compute otherwise.
+    program: Sha256,
     /// One a version: who comes second waits and finds it trained.
     locks: Mutex<HashMap<Sha256, Arc<Mutex<()>>>>,
 }
 
 impl Versions {
-    pub fn new(folder: PathBuf) -> Self {
-        Self { folder, locks: Mutex::new(HashMap::new()) }
+    pub fn open(folder: PathBuf) -> Result<Self, BenchError> {
+        std::fs::create_dir_all(&folder).map_err(file_error("creating", &folder))?;
+        let program = Path::new("/proc/self/exe");
+        let program = Sha256::of(&std::fs::read(program).map_err(file_error("reading", program))?);
+        Ok(Self { folder, program, locks: Mutex::new(HashMap::new()) })
     }
 
     /// The task's version: found, or trained from where an earlier start left off.
     pub fn get(&self, task: &Task<'_>, watch: &mut dyn Watch) -> Result<Trained, VersionError> {
-        let key = key(task)?;
+        let key = key(task, &self.program)?;
         let lock = Arc::clone(
             self.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default(),
         );
@@ -107,13 +114,13 @@ impl Versions {
     }
 }
 
-/// Whatever the result is a function of changes the key, but for the machine and the program between two of its versions.
-fn key(task: &Task<'_>) -> Result<Sha256, VersionError> {
+/// Whatever the result is a function of changes the key, but for the machine.
+fn key(task: &Task<'_>, program: &Sha256) -> Result<Sha256, VersionError> {
     let job = task.job;
     let selected = select(&job.device, job.precision).map_err(TrainError::from)?;
     let identity = Identity::new(&job.recipe, job.threads, &selected).map_err(TrainError::from)?;
     let teacher = task.teacher.map(|bytes| [Sha256::of(&bytes.encoder), Sha256::of(&bytes.projector)]);
-    let all = serde_json::to_vec(&(identity, task.digest, &task.frames_text, teacher));
+    let all = serde_json::to_vec(&(program, identity, task.digest, &task.frames_text, teacher));
     let all = all.map_err(|error| TrainError::from(candle_core::Error::wrap(error)))?;
     Ok(Sha256::of(&all))
 }
@@ -206,7 +213,10 @@ impl Folder<'_> {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), VersionError> {
-        write_whole(&self.0.join(name), bytes).map_err(self.error(name))
+        failpoint::reach(&format!("bench.{name}.before"));
+        write_whole(&self.0.join(name), bytes).map_err(self.error(name))?;
+        failpoint::reach(&format!("bench.{name}.after"));
+        Ok(())
     }
 
     fn remove(&self, name: &str) -> Result<(), VersionError> {

@@ -271,6 +271,9 @@ schema! {
         method: Method = Method::Lwf, any();
         /// Weight of the distillation against the contrastive loss. Larger forgets less and learns less. finetune ignores it.
         lambda: f64 = 4.0, above(0.0, 1000.0);
+        /// Share of the teacher's weights in the published ones: after training, student and teacher are averaged. Larger forgets
+        /// less and learns less. finetune ignores it.
+        teacher_share: f64 = 0.3, within(0.0, 0.9);
         /// Temperature of the contrastive loss.
         tau: f64 = 0.2, within(0.01, 10.0);
         /// Temperature of the distillation.
@@ -279,6 +282,14 @@ schema! {
         predictor_hidden: usize = 512, within(8, 16_384);
         /// Frames a step; each gives two views. Larger: more negatives, more memory.
         batch: usize = 128, within(2, 65_536);
+        /// A batch takes at most one frame of a stream in each such span of time, where there are streams enough: neighbours look
+        /// alike and would be pushed apart. "0s": frames meet as they come.
+        spacing: Span = Span::from_seconds(30), within(Span::from_ms(0), Span::from_days(1));
+        /// Of frames with the same bytes so many are trained on.
+        max_copies: u64 = 1, within(1, 1_000_000_000);
+        /// Frames whose thumbnails (8 x 8 pixels) differ by at most this share of their contrast count as the same: in a batch they
+        /// are not pushed apart, and one that is like a frame of a probe set is not trained on. 0: only with equal thumbnails.
+        duplicate_distance: f64 = 0.1, within(0.0, 1.0);
         /// Steps of a period that has a teacher: a period costs the same whatever came before it.
         steps: u64 = 1000, within(1, 100_000_000);
         /// Steps of the first period, which starts from nothing.

@@ -138,9 +138,28 @@ impl Weights {
     /// The bytes of a safetensors file that timm and torchvision load with `strict=True`. Equal weights give equal
     /// bytes. Sync point: copies every tensor to the host.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, ModelError> {
+        self.written(|_, tensor| Ok(tensor.clone()))
+    }
+
+    /// The same of weights and running statistics that lie `share` of the way from these to `other`'s, 0..1; counters stay these
+    /// weights' own. Sync point.
+    ///
+    /// # Errors
+    /// `Missing` for a tensor that `other` doesn't have, a tensor error for one of another shape.
+    pub fn to_safetensors_towards(&self, other: &Weights, share: f64) -> Result<Vec<u8>, ModelError> {
+        self.written(|name, tensor| match tensor.dtype().is_float() {
+            true => Ok((tensor + ((other.get(name)? - tensor)? * share)?)?),
+            false => Ok(tensor.clone()),
+        })
+    }
+
+    fn written(
+        &self,
+        value: impl Fn(&str, &Tensor) -> Result<Tensor, ModelError>,
+    ) -> Result<Vec<u8>, ModelError> {
         let mut tensors = Vec::with_capacity(self.slots.len());
         for (name, slot) in &self.slots {
-            tensors.push((name.as_str(), HostTensor::copy_of(slot.tensor())?));
+            tensors.push((name.as_str(), HostTensor::copy_of(&value(name, slot.tensor())?)?));
         }
         // Readers of the transformers family refuse a file that doesn't say which library's layout it has.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -17,8 +17,8 @@ use crate::registry::{
 };
 use crate::store::paths::Paths;
 use crate::train::spec::{
-    Augmentation, KeptEmbedding, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeInput, ProbeSpec,
-    Recipe, SCHEMA, SegmentInput, Teacher, TrainJob, output,
+    Augmentation, Composition, KeptEmbedding, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeInput,
+    ProbeSpec, Recipe, SCHEMA, SegmentInput, Teacher, TrainJob, output,
 };
 use crate::types::{FileRef, PeriodId, Version};
 
@@ -32,10 +32,13 @@ pub struct JobSettings {
     /// Another model than that of `latest` may start anew.
     pub new_lineage: bool,
     pub method: Method,
+    /// Of a period with a teacher.
+    pub teacher_share: f64,
     pub optimisation: Optimisation,
     /// Steps of the first period, which has no teacher.
     pub first_steps: u64,
     pub augmentation: Augmentation,
+    pub composition: Composition,
     pub probe: ProbeSpec,
     /// Probe sets of so many newest periods are measured, and the first period's.
     pub probe_keep: usize,
@@ -122,8 +125,10 @@ pub async fn build(
         model: settings.model.clone(),
         teacher,
         method: if first { Method::Finetune } else { settings.method },
+        teacher_share: settings.teacher_share,
         optimisation,
         augmentation: settings.augmentation.clone(),
+        composition: settings.composition,
         probe: settings.probe.clone(),
         probe_sets,
     };

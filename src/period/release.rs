@@ -148,6 +148,10 @@ impl Release<'_> {
             training: manifest::Training {
                 frames: outcome.train_frames,
                 probe_frames: outcome.probe_frames,
+                left_out: manifest::LeftOut {
+                    copies: outcome.left_out.copies,
+                    near_probe: outcome.left_out.near_probe,
+                },
                 steps: outcome.steps,
                 seconds: outcome.seconds,
             },

@@ -34,8 +34,13 @@ fn head(text: &mut String, manifest: &Manifest) {
     }
     let _ = writeln!(
         text,
-        "| training | {} frames, {} steps, {:.0} s on {} |",
-        training.frames, training.steps, training.seconds, manifest.device
+        "| training | {} frames ({} copies and {} that are like a probe frame left out), {} steps, {:.0} s on {} |",
+        training.frames,
+        training.left_out.copies,
+        training.left_out.near_probe,
+        training.steps,
+        training.seconds,
+        manifest.device
     );
     let reason = gate.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
     let _ = writeln!(text, "| gate | {}{reason} |", gate.verdict);

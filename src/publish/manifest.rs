@@ -77,9 +77,19 @@ pub struct Training {
     /// Frames trained on, and frames set apart for the probe set.
     pub frames: u64,
     pub probe_frames: u64,
+    /// Frames of the period that are in neither for being a copy, or like a probe frame. Absent before 0.2.
+    #[serde(default)]
+    pub left_out: LeftOut,
     pub steps: u64,
     /// Wall-clock seconds of the start that ran to its end.
     pub seconds: f64,
+}
+
+/// Counts of frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeftOut {
+    pub copies: u64,
+    pub near_probe: u64,
 }
 
 /// A score for each labelled probe, 0..1 (or a difference of two).

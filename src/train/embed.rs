@@ -112,11 +112,11 @@ fn measure_batch(
     device: &Device,
 ) -> Result<(Vec<f32>, f64), TrainError> {
     let (count, size) = (frames.len(), maker.preprocessing.size);
-    let views = maker.pairs(Domain::ProbeViews, 0, frames)?;
+    let (views, _) = maker.pairs(Domain::ProbeViews, 0, frames)?;
     let views = Tensor::from_vec(views, (2 * count, 3, size, size), device)?;
     let (features, projections) = network.forward(&views, Mode::Eval)?;
     let projections = projections.detach();
-    let loss = ntxent(&projections.narrow(0, 0, count)?, &projections.narrow(0, count, count)?, tau)?;
+    let loss = ntxent(&projections.narrow(0, 0, count)?, &projections.narrow(0, count, count)?, tau, &[])?;
     let loss = f64::from(loss.to_scalar::<f32>()?);
     Ok((features.detach().flatten_all()?.to_vec1()?, loss))
 }

@@ -8,7 +8,8 @@ use crate::types::{EventTime, PeriodId};
 
 use super::frames::{FrameMeta, FrameSet, FrameSetWriter};
 use super::spec::{
-    Augmentation, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Recipe, SCHEMA, TrainJob,
+    Augmentation, Composition, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Recipe, SCHEMA,
+    TrainJob,
 };
 
 pub fn optimisation() -> Optimisation {
@@ -103,8 +104,10 @@ pub fn job() -> TrainJob {
         model: model(),
         teacher: None,
         method: Method::Finetune,
+        teacher_share: 0.0,
         optimisation: optimisation(),
         augmentation: augmentation(),
+        composition: Composition::AS_THEY_COME,
         probe: ProbeSpec { block_ms: 600_000, guard_ms: 0, ratio: 0.1, max_frames: 10, k: 20, bootstrap: 10 },
         probe_sets: Vec::new(),
     };

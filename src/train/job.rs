@@ -63,7 +63,8 @@ pub fn run(job: &TrainJob, inputs: Inputs, io: &mut dyn JobIo) -> Result<Trained
     check_inputs(recipe, &inputs)?;
     let selected = select(&job.device, job.precision)?;
     let identity = Identity::new(recipe, job.threads, &selected)?;
-    let plan = BatchPlan::new(recipe.seed, &inputs.split.train, &recipe.optimisation)?;
+    let trained = (&inputs.split.train[..], inputs.frames.metas());
+    let plan = BatchPlan::new(recipe.seed, trained, &recipe.optimisation, &recipe.composition)?;
     let steps = plan.steps();
     io.progress(loaded(&inputs.split, steps));
     let (mut learner, first_step) = start_or_resume(recipe, &inputs, &identity, &selected)?;
@@ -87,7 +88,8 @@ pub fn run(job: &TrainJob, inputs: Inputs, io: &mut dyn JobIo) -> Result<Trained
     }
     io.progress(Progress::Trained { step: steps });
     let initial = learner.initial().clone();
-    Ok(Trained { network: learner.student_bytes()?, initial, steps, device: selected.description })
+    let network = learner.published_bytes(recipe, inputs.teacher.as_ref())?;
+    Ok(Trained { network, initial, steps, device: selected.description })
 }
 
 /// The maker of a recipe's views.

@@ -157,6 +157,40 @@ fn distillation_with_weight_0_is_finetuning() {
 }
 
 #[test]
+fn what_is_published_is_the_average_of_student_and_teacher() {
+    let teacher = teacher();
+    let network = |share: f64| {
+        let mut job = job(LWF);
+        job.recipe.teacher_share = share;
+        run(&job, inputs(&teacher), &mut Recorder::default()).unwrap().network
+    };
+    let (student, average) = (network(0.0), network(0.25));
+    for (student, average, teacher) in [
+        (&student.encoder, &average.encoder, &teacher.encoder),
+        (&student.projector, &average.projector, &teacher.projector),
+    ] {
+        let [student, average, teacher] =
+            [student, average, teacher].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+        let floats = |view: &safetensors::tensor::TensorView| {
+            let bytes = view.data().as_chunks::<4>().0.iter();
+            bytes.map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<f32>>()
+        };
+        assert_eq!(student.len(), average.len());
+        for (name, view) in average.tensors() {
+            let [of_student, of_teacher] = [&student, &teacher].map(|file| file.tensor(&name).unwrap());
+            if view.dtype() != safetensors::Dtype::F32 {
+                assert_eq!(view.data(), of_student.data(), "{name}");
+                continue;
+            }
+            let pairs = floats(&of_student).into_iter().zip(floats(&of_teacher));
+            for (found, (new, old)) in floats(&view).into_iter().zip(pairs) {
+                assert!((found - (0.75 * new + 0.25 * old)).abs() <= 1e-6 * (1.0 + new.abs()), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_loss_falls_over_thirty_steps() {
     let mut recorder = Recorder::default();
     run(&first_job(30), first_inputs(), &mut recorder).unwrap();

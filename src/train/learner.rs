@@ -15,7 +15,7 @@ use super::batches::Batch;
 use super::checkpoint::{Checkpoint, tensors_to_bytes};
 use super::device::Selected;
 use super::error::TrainError;
-use super::loss::{LossTerms, distillation, feature_cosine, ntxent};
+use super::loss::{LossTerms, Pairs, distillation, feature_cosine, ntxent};
 use super::network::{Compute, Network, NetworkBytes, PREDICTOR_SEED, prefixed};
 use super::optim::AdamW;
 use super::rng::weights_seed;
@@ -123,6 +123,22 @@ impl Learner {
         self.student.to_bytes()
     }
 
+    /// What is published of the student: its weights, averaged with the teacher's by the recipe's share. Sync point.
+    pub fn published_bytes(
+        &self,
+        recipe: &Recipe,
+        teacher: Option<&NetworkBytes>,
+    ) -> Result<NetworkBytes, ModelError> {
+        match teacher {
+            Some(teacher) if recipe.teacher_share > 0.0 => {
+                let compute = compute(&self.selected);
+                let teacher = Network::load(&recipe.model, teacher, compute, Trainability::Frozen)?;
+                self.student.to_bytes_towards(&teacher, recipe.teacher_share)
+            }
+            _ => self.student_bytes(),
+        }
+    }
+
     /// Takes step `batch.step` of `steps`. One sync point, before the weights move.
     pub fn step(&mut self, batch: Batch, steps: u64) -> Result<StepReport, TrainError> {
         // On one of rayon's threads, as an encoder's forward pass.
@@ -134,7 +150,7 @@ impl Learner {
         let (channels, height, width) = self.view_shape;
         let count = batch.views.len() / (channels * height * width);
         let views = Tensor::from_vec(batch.views, (count, channels, height, width), &self.selected.device)?;
-        let terms = self.loss(&views)?;
+        let terms = self.loss(&views, &batch.same)?;
         let gradients = self.optimiser.gradients(&terms.total.backward()?)?;
         let (losses, squares) = read_scalars(&terms, &gradients)?;
         self.check_finite(step, &losses, &squares)?;
@@ -150,13 +166,13 @@ impl Learner {
         })
     }
 
-    fn loss(&self, views: &Tensor) -> Result<LossTerms, TrainError> {
+    fn loss(&self, views: &Tensor, same: &Pairs) -> Result<LossTerms, TrainError> {
         let (features, z) = self.student.forward(views, Mode::Train)?;
         let frames = z.dim(0)? / 2;
         let contrast =
-            ntxent(&z.narrow(0, 0, frames)?, &z.narrow(0, frames, frames)?, self.optimisation.tau)?;
+            ntxent(&z.narrow(0, 0, frames)?, &z.narrow(0, frames, frames)?, self.optimisation.tau, same)?;
         let distilled = match &self.distillation {
-            Some(term) => Some((term.loss(views, (&features, &z))?, term.lambda)),
+            Some(term) => Some((term.loss(views, (&features, &z), same)?, term.lambda)),
             None => None,
         };
         Ok(LossTerms::combine(contrast, distilled)?)
@@ -235,12 +251,17 @@ impl Distillation {
     }
 
     /// The distillation of the student's `features` and projections `z` of `views`; a scalar.
-    fn loss(&self, views: &Tensor, (features, z): (&Tensor, &Tensor)) -> Result<Tensor, TrainError> {
+    fn loss(
+        &self,
+        views: &Tensor,
+        (features, z): (&Tensor, &Tensor),
+        same: &Pairs,
+    ) -> Result<Tensor, TrainError> {
         let (old_features, t) = self.teacher.forward(views, Mode::Eval)?;
         let loss = match &self.distilled {
             Distilled::Projections { tau_d, predictor } => match predictor.as_deref() {
-                Some((_, predictor)) => distillation(&predictor.forward(z, Mode::Train)?, &t, *tau_d)?,
-                None => distillation(z, &t, *tau_d)?,
+                Some((_, predictor)) => distillation(&predictor.forward(z, Mode::Train)?, &t, *tau_d, same)?,
+                None => distillation(z, &t, *tau_d, same)?,
             },
             Distilled::Features => feature_cosine(features, &old_features)?,
         };

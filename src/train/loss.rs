@@ -3,8 +3,8 @@
 //! [`ntxent`] is SimCLR's (Chen et al., 2020); [`distillation`] compares every view of the student with every
 //! view of the frozen teacher, by cross-entropy in both directions. Both normalise rows themselves, reduce to
 //! the mean, keep the dtype, and use only operations whose gradient candle has: no softmax, and a maximum only
-//! where it is cut from the graph. No gradient ever reaches the teacher. How the terms are weighed is the
-//! method's; see [`LossTerms::combine`].
+//! where it is cut from the graph. No gradient ever reaches the teacher. Frames that show the same ([`Pairs`]) are not each
+//! other's negatives. How the terms are weighed is the method's; see [`LossTerms::combine`].
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
@@ -31,9 +31,13 @@ impl LossTerms {
     }
 }
 
+/// Frames of a batch that show the same, each pair once, by their positions in it. A view of one is no negative of the other's.
+pub type Pairs = [(usize, usize)];
+
 /// NT-Xent of `z1`, `z2`: `[n, d]` each, n >= 1, row i of both from the same frame. A scalar: the mean over
-/// all 2n views of `-log(exp(z_i.z_p/tau) / sum over j != i of exp(z_i.z_j/tau))`.
-pub fn ntxent(z1: &Tensor, z2: &Tensor, tau: f64) -> Result<Tensor> {
+/// all 2n views of `-log(exp(z_i.z_p/tau) / sum over j != i of exp(z_i.z_j/tau))`, where j leaves out the views of frames that
+/// `same` pairs with i's.
+pub fn ntxent(z1: &Tensor, z2: &Tensor, tau: f64, same: &Pairs) -> Result<Tensor> {
     check_pair("ntxent", z1, z2)?;
     let views = normalise_rows(&Tensor::cat(&[z1, z2], 0)?)?;
     let frames = z1.dim(0)?;
@@ -41,18 +45,23 @@ pub fn ntxent(z1: &Tensor, z2: &Tensor, tau: f64) -> Result<Tensor> {
     let positive = ((z1 * z2)?.sum(D::Minus1)? / tau)?;
     let positive = Tensor::cat(&[&positive, &positive], 0)?;
     let logits = (views.matmul(&views.t()?)? / tau)?;
-    let logits = logits.add(&minus_infinity_diagonal(&logits)?)?;
+    // A view is not its own negative either.
+    let logits = logits.add(&without(&logits, same, true)?)?;
     cross_entropy(&logits, &positive, 1)?.mean_all()
 }
 
 /// Distillation of `q` (student's or predicted projections) to `t` (teacher's), `[m, d]` each, row i of both
-/// from the same view. A scalar: half of CE(q t^T / tau_d, i) + CE(t q^T / tau_d, i), each the mean over rows.
-pub fn distillation(q: &Tensor, t: &Tensor, tau_d: f64) -> Result<Tensor> {
+/// from the same view; m is even: the first views of all frames, then the second ones. A scalar: half of
+/// CE(q t^T / tau_d, i) + CE(t q^T / tau_d, i), each the mean over rows; `same` as in [`ntxent`].
+pub fn distillation(q: &Tensor, t: &Tensor, tau_d: f64, same: &Pairs) -> Result<Tensor> {
     check_pair("distillation", q, t)?;
     let q = normalise_rows(q)?;
     let t = normalise_rows(&t.detach())?.detach();
     let positive = ((&q * &t)?.sum(D::Minus1)? / tau_d)?;
-    let logits = (q.matmul(&t.t()?)? / tau_d)?;
+    let mut logits = (q.matmul(&t.t()?)? / tau_d)?;
+    if !same.is_empty() {
+        logits = logits.add(&without(&logits, same, false)?)?;
+    }
     let student_to_teacher = cross_entropy(&logits, &positive, 1)?;
     let teacher_to_student = cross_entropy(&logits, &positive, 0)?;
     (student_to_teacher + teacher_to_student)?.mean_all()? * 0.5
@@ -80,12 +89,24 @@ fn cross_entropy(logits: &Tensor, positive: &Tensor, dim: usize) -> Result<Tenso
     (largest.squeeze(dim)? - positive)? + sum.log()?
 }
 
-/// A view is not its own negative: `[m, m]`, minus infinity on the diagonal and 0 elsewhere. It is added, never
-/// multiplied, so that it meets no zero.
-fn minus_infinity_diagonal(logits: &Tensor) -> Result<Tensor> {
+/// What is added to logits `[m, m]` of views by views: minus infinity for two views of frames that show the same and, with
+/// `diagonal`, for a view with itself; 0 elsewhere. It is added, never multiplied, so that it meets no zero.
+fn without(logits: &Tensor, same: &Pairs, diagonal: bool) -> Result<Tensor> {
     let m = logits.dim(0)?;
+    let frames = m / 2;
+    if let Some(pair) = same.iter().find(|(a, b)| a == b || *a.max(b) >= frames) {
+        bail!("{pair:?} is no pair of {frames} frames");
+    }
     let mut mask = vec![0f32; m * m];
-    mask.iter_mut().step_by(m + 1).for_each(|entry| *entry = f32::NEG_INFINITY);
+    if diagonal {
+        mask.iter_mut().step_by(m + 1).for_each(|entry| *entry = f32::NEG_INFINITY);
+    }
+    for &(a, b) in same {
+        for (view, other) in [(a, b), (a, b + frames), (a + frames, b), (a + frames, b + frames)] {
+            mask[view * m + other] = f32::NEG_INFINITY;
+            mask[other * m + view] = f32::NEG_INFINITY;
+        }
+    }
     Tensor::from_vec(mask, (m, m), logits.device())?.to_dtype(logits.dtype())
 }
 

@@ -119,6 +119,14 @@ impl Network {
         all
     }
 
+    /// The bytes of the network that lies `share` of the way from this one to `other`, 0..1; see [`Weights::to_safetensors_towards`].
+    pub fn to_bytes_towards(&self, other: &Network, share: f64) -> Result<NetworkBytes, ModelError> {
+        Ok(NetworkBytes {
+            encoder: self.encoder_weights.to_safetensors_towards(&other.encoder_weights, share)?,
+            projector: self.projector_weights.to_safetensors_towards(&other.projector_weights, share)?,
+        })
+    }
+
     /// Sync point: copies every tensor to the host.
     pub fn to_bytes(&self) -> Result<NetworkBytes, ModelError> {
         Ok(NetworkBytes {

@@ -57,8 +57,13 @@ pub struct Recipe {
     /// `None`: the first period, plain SimCLR.
     pub teacher: Option<Teacher>,
     pub method: Method,
+    /// Share of the teacher's weights in what is published, 0..1: after training, weights and running statistics of student and
+    /// teacher are averaged, a straight line between two networks of which one was trained from the other (Wortsman et al.,
+    /// *Robust fine-tuning of zero-shot models*, 2022).
+    pub teacher_share: f64,
     pub optimisation: Optimisation,
     pub augmentation: Augmentation,
+    pub composition: Composition,
     pub probe: ProbeSpec,
     /// Probe sets of earlier periods that the candidate is measured on.
     pub probe_sets: Vec<ProbeInput>,
@@ -140,6 +145,23 @@ pub struct Augmentation {
     pub blur_sigma: [f64; 2],
 }
 
+/// Which frames are trained on, and which of them meet in a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Composition {
+    /// A batch takes at most one frame of a stream in each span of so many milliseconds, where there are streams enough; 0: as they come.
+    pub spacing_ms: i64,
+    /// Frames with the same bytes that are trained on.
+    pub max_copies: u64,
+    /// Frames whose thumbnails differ by at most this share of their contrast are alike: no negatives of each other, and
+    /// one in a probe set keeps the other from being trained on. 0: only those with equal thumbnails.
+    pub duplicate_distance: f64,
+}
+
+impl Composition {
+    /// Every frame is trained on, with whatever others; only frames with equal thumbnails are no negatives of each other.
+    pub const AS_THEY_COME: Self = Self { spacing_ms: 0, max_copies: u64::MAX, duplicate_distance: 0.0 };
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeSpec {
     /// Frames of one stream within one block of this length stay together.
@@ -206,6 +228,8 @@ pub struct Outcome {
     pub evaluation: crate::eval::Evaluation,
     pub probe_frames: u64,
     pub train_frames: u64,
+    /// Not trained on: copies beyond `max_copies`, and frames that a probe frame is like.
+    pub left_out: LeftOut,
     pub steps: u64,
     pub seconds: f64,
     pub device: String,
@@ -213,6 +237,12 @@ pub struct Outcome {
     /// The attempt's seed and the recipe's settings (not its inputs), for the manifest.
     pub seed: u64,
     pub hyper_parameters: serde_json::Value,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeftOut {
+    pub copies: u64,
+    pub near_probe: u64,
 }
 
 /// One line on the child's standard output.

@@ -118,6 +118,21 @@ pub fn png(label: &str, seed: u64) -> Vec<u8> {
     bytes.into_inner()
 }
 
+/// A 32x32 picture of 4 x 4 coloured squares that the seed gives, the same to look at for every `noise`.
+pub fn scene(seed: u64, noise: u64) -> Vec<u8> {
+    let mixed = |number: u64| {
+        number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    };
+    let picture = image::RgbImage::from_fn(32, 32, |x, y| {
+        let square = mixed(seed * 16 + u64::from(x / 8 + y / 8 * 4) + 1);
+        let shimmer = mixed(noise * 1024 + u64::from(x + y * 32) + 1) >> 62;
+        image::Rgb([0, 16, 32].map(|shift| (square >> (8 + shift)) as u8 / 5 * 4 + shimmer as u8))
+    });
+    let mut bytes = Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
 /// The frames of one period: `streams` walks, interleaved in time, two labels. Event times ascend.
 pub fn frames_of(index: i64, streams: usize, frames_per_stream: usize) -> Vec<Record> {
     let count = streams * frames_per_stream;
@@ -172,6 +187,8 @@ impl Site {
             // A machine that tests may be busy all the time: an idle training process would stand still.
             ("train.priority", r#""normal""#.into()),
             ("train.max_failures", "50".into()),
+            // Frames of a label are stripes of one kind, and differ in noise alone.
+            ("train.duplicate_distance", "0.0".into()),
             ("probe.block", r#""5m""#.into()),
             ("probe.guard", r#""1s""#.into()),
             ("probe.ratio", "0.4".into()),

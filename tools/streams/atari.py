@@ -23,6 +23,10 @@ FRAMES_A_ROLLOUT = 50
 FRAMES_AN_ACTION = 5
 ACTIONS_A_FRAME = 3
 CROP = 80
+FRAMES_A_WALK = 20
+# Actions before its first frame, at least and below: walks of a game begin at different places in it.
+BEFORE_A_WALK = (20, 120)
+FRAMES_A_SECOND = 60
 
 
 def rollout(game, number, seed):
@@ -36,6 +40,20 @@ def rollout(game, number, seed):
         screen = emulator.getScreenGrayscale()
         top, left = (int(rng.integers(length - CROP + 1)) for length in screen.shape)
         yield Image.fromarray(screen[top : top + CROP, left : left + CROP])
+
+
+def walk(game, number, seed):
+    """Yields FRAMES_A_WALK times in milliseconds and images that follow each other closely, all cut out at one place."""
+    rng = numpy.random.default_rng([seed, GAMES.index(game), number])
+    emulator = start(game, int(rng.integers(1 << 31)))
+    actions = emulator.getMinimalActionSet()
+    for _ in range(rng.integers(*BEFORE_A_WALK)):
+        act(emulator, actions[rng.integers(len(actions))])
+    top, left = (int(rng.integers(length - CROP + 1)) for length in emulator.getScreenGrayscale().shape)
+    for place in range(FRAMES_A_WALK):
+        act(emulator, actions[rng.integers(len(actions))])
+        screen = emulator.getScreenGrayscale()
+        yield place * FRAMES_AN_ACTION * 1000 // FRAMES_A_SECOND, Image.fromarray(screen[top : top + CROP, left : left + CROP])
 
 
 def start(game, seed):

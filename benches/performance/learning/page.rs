@@ -84,21 +84,32 @@ fn scores(sides: &[&SideResult]) -> Result<String> {
     Ok(text)
 }
 
-/// Losses side by side, and what differs most.
-pub fn parity(machine: &Machine, parity: &Parity) -> Result<String> {
-    let ([ours, peer], [our_weights, peer_weights]) = (parity.farthest_losses(), parity.distances);
+/// What differs most at each learning rate, and losses side by side at the first of them.
+pub fn parity(machine: &Machine, found: &[Parity]) -> Result<String> {
+    let [first, ..] = found else { anyhow::bail!("nothing was compared") };
     let mut text = format!(
         "`make parity`, {}, palimpsest {}, torch {}.\n\n\
-         Over {STEPS} steps our losses, in f32, differ from PyTorch's in f64 by at most {ours:.1e} of their size (the bar is \
-         {LOSS_TOLERANCE:.0e}; PyTorch's own in f32: {peer:.1e}), and at the end all learned weights together by {our_weights:.1e} of \
-         their norm (the bar is {WEIGHT_TOLERANCE:.0e}; PyTorch in f32: {peer_weights:.1e}).\n\n\
-         | step | PyTorch in f64 | here | PyTorch in f32 |\n|--:|--:|--:|--:|\n",
+         Over {STEPS} steps, the largest difference of a loss from PyTorch's in f64, in shares of the loss, and at the end that of all \
+         learned weights together, in shares of their norm. The bars are {LOSS_TOLERANCE:.0e} and {WEIGHT_TOLERANCE:.0e} at the daemon's \
+         learning rate, the first row.\n\n\
+         | peak learning rate | losses here, in f32 | PyTorch's in f32 | weights here | PyTorch's in f32 |\n|--:|--:|--:|--:|--:|\n",
         made_on(machine),
         palimpsest::VERSION,
-        parity.torch,
+        first.torch,
     );
+    for parity in found {
+        let ([ours, peer], [our_weights, peer_weights]) = (parity.farthest_losses(), parity.distances);
+        let rate = parity.learning_rate;
+        writeln!(text, "| {rate} | {ours:.1e} | {peer:.1e} | {our_weights:.1e} | {peer_weights:.1e} |")?;
+    }
+    writeln!(
+        text,
+        "\nThe losses at {}:\n\n\
+         | step | PyTorch in f64 | here | PyTorch in f32 |\n|--:|--:|--:|--:|",
+        first.learning_rate
+    )?;
     for (step, [ours, exact, peer]) in
-        (1..).zip(&parity.losses).filter(|(step, _)| step % 10 == 0 || *step == 1)
+        (1..).zip(&first.losses).filter(|(step, _)| step % 10 == 0 || *step == 1)
     {
         let apart = |loss: &f64| (loss - exact) / exact;
         writeln!(

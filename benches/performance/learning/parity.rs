@@ -39,6 +39,7 @@ struct Plan {
 
 /// What both sides came to.
 pub struct Parity {
+    pub learning_rate: f64,
     /// Ours, PyTorch's in f64 and PyTorch's in f32, by step.
     pub losses: Vec<[f64; 3]>,
     /// From f64's weights at the end, all learned ones together, ours and PyTorch's in f32: the norm of the difference over the norm.
@@ -70,8 +71,8 @@ impl Parity {
     }
 }
 
-/// Trains `periods`' second one by lwf on both sides; the first one makes the teacher.
-pub fn compare(periods: &[Period], python: &Path) -> Result<Parity> {
+/// Trains `periods`' second one by lwf on both sides at a peak `learning_rate`; the first one makes the teacher, at the benchmark's.
+pub fn compare(periods: &[Period], python: &Path, learning_rate: f64) -> Result<Parity> {
     let [first, second, ..] = periods else { anyhow::bail!("the stream has no second period") };
     let mut settings = Settings::benchmark()?;
     settings.period_steps = [TEACHER_STEPS, STEPS];
@@ -79,6 +80,7 @@ pub fn compare(periods: &[Period], python: &Path) -> Result<Parity> {
     let teacher =
         Training { settings: &settings, period: first, number: 0, seed: SEED, precision, teacher: None };
     let (teacher, _) = teacher.run()?;
+    settings.optimisation.learning_rate = learning_rate;
 
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
@@ -86,13 +88,15 @@ pub fn compare(periods: &[Period], python: &Path) -> Result<Parity> {
     std::fs::write(folder.join("projector.safetensors"), &teacher.projector)?;
     let recipe = settings.job(1, SEED, precision).recipe;
     let mut learner = Learner::start(&recipe, Some(&teacher), None, &select("cpu", precision)?)?;
-    let plan = BatchPlan::new(recipe.seed, &second.trained(), &recipe.optimisation)?;
+    let frames = (&second.trained()[..], second.frames.metas());
+    let plan = BatchPlan::new(recipe.seed, frames, &recipe.optimisation, &recipe.composition)?;
     ensure!(plan.steps() == STEPS, "{} steps instead of {STEPS}", plan.steps());
     let mut batches = Batches::start(&plan, view_maker(&recipe, &Arc::clone(&second.frames)), 0, THREADS)?;
     let size = recipe.model.encoder.image_size;
     let mut losses = Vec::new();
     for step in 0..STEPS {
         let batch = batches.next_batch()?;
+        ensure!(batch.same.is_empty(), "step {step} has copies, which the peer doesn't know of");
         let shape = (2 * recipe.optimisation.batch, 3, size, size);
         let views = Tensor::from_slice(&batch.views, shape, &Device::Cpu)?;
         files::write_tensors(
@@ -112,7 +116,7 @@ pub fn compare(periods: &[Period], python: &Path) -> Result<Parity> {
     ensure!(taken == [losses.len(); 2], "PyTorch took {taken:?} steps");
     let peers = peer.losses.into_iter().zip(peer.losses_f32);
     let losses = losses.into_iter().zip(peers).map(|(ours, (exact, f32))| [ours, exact, f32]).collect();
-    Ok(Parity { losses, distances: [peer.distance, peer.distance_f32], torch: peer.torch })
+    Ok(Parity { learning_rate, losses, distances: [peer.distance, peer.distance_f32], torch: peer.torch })
 }
 
 fn run_peer(folder: &Path, python: &Path) -> Result<Peer> {

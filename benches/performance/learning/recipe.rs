@@ -9,8 +9,8 @@ use palimpsest::train::device::select;
 use palimpsest::train::job::{self, Inputs, JobIo};
 use palimpsest::train::network::NetworkBytes;
 use palimpsest::train::spec::{
-    Augmentation, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Progress, Recipe, SCHEMA,
-    Teacher, TrainJob,
+    Augmentation, Composition, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Progress, Recipe,
+    SCHEMA, Teacher, TrainJob,
 };
 use palimpsest::train::split::Split;
 use palimpsest::types::{EventTime, FileRef, PeriodId, Sha256, Version};
@@ -116,8 +116,10 @@ impl Settings {
             model: self.model(),
             teacher: (number > 0).then(nameless_teacher),
             method: Method::Lwf { lambda: self.lambda, tau_d: self.tau_d },
+            teacher_share: 0.0,
             optimisation,
             augmentation: self.augmentation.clone(),
+            composition: Composition::AS_THEY_COME,
             probe: ProbeSpec { block_ms: 1, guard_ms: 0, ratio: 0.5, max_frames: 0, k: K, bootstrap: 0 },
             probe_sets: Vec::new(),
         };

@@ -180,7 +180,7 @@ impl Work for Epochs {
     fn repeat(&mut self) -> Result<()> {
         let indices: Vec<usize> = (0..self.maker.frames.len()).collect();
         for batch in indices.chunks(self.batch) {
-            let views = self.maker.pairs(Domain::Augmentation, self.taken, batch)?;
+            let (views, _) = self.maker.pairs(Domain::Augmentation, self.taken, batch)?;
             let (first, second) = views.split_at(views.len() / 2);
             ensure!(first != second && views.iter().all(|value| value.is_finite()), "views that can't be");
         }

@@ -14,7 +14,7 @@ use palimpsest::train::device::{Selected, select};
 use palimpsest::train::learner::Learner;
 use palimpsest::train::network::{Compute, Network, NetworkBytes};
 use palimpsest::train::spec::{
-    Augmentation, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Recipe,
+    Augmentation, Composition, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Recipe,
 };
 use palimpsest::types::{EventTime, PeriodId};
 use serde::{Deserialize, Serialize};
@@ -334,6 +334,7 @@ impl Plan {
             model: self.model(),
             teacher: None,
             method: Method::Lwf { lambda: self.lambda, tau_d: self.tau_d },
+            teacher_share: 0.0,
             optimisation: Optimisation {
                 tau: self.tau,
                 batch: self.batch,
@@ -355,6 +356,7 @@ impl Plan {
                 blur_probability: 0.0,
                 blur_sigma: [1.0; 2],
             },
+            composition: Composition::AS_THEY_COME,
             probe: ProbeSpec { block_ms: 1, guard_ms: 0, ratio: 0.5, max_frames: 0, k: 1, bootstrap: 0 },
             probe_sets: Vec::new(),
         }
@@ -372,7 +374,7 @@ struct Steps {
 
 impl Steps {
     fn step(&mut self) -> Result<f64> {
-        let batch = Batch { step: self.taken, views: self.views.clone() };
+        let batch = Batch { step: self.taken, views: self.views.clone(), same: Vec::new() };
         let report = self.learner.step(batch, STEPS)?;
         self.taken += 1;
         Ok(report.total)

@@ -72,7 +72,8 @@ impl Source {
 /// One period: the frames to train on come first, by label and then by path.
 pub struct Period {
     pub name: String,
-    /// A frame's stream is its path below the stream's folder.
+    /// A frame's stream is its path below the stream's folder, so that each has one of its own; or, of a path `STREAM@MILLISECONDS.png`,
+    /// what stands before the time.
     pub frames: Arc<FrameSet>,
     /// Of each frame, an index into `label_names`.
     pub labels: Vec<u32>,
@@ -155,15 +156,23 @@ impl FoundPeriod {
 }
 
 fn meta(root: &Path, frame: &Found, index: usize) -> FrameMeta {
+    let path = below(root, &frame.path);
+    let (stream_id, captured_at) = capture(&path).unwrap_or((&path, index as i64));
     FrameMeta {
-        stream_id: below(root, &frame.path).into(),
-        captured_at: EventTime(index as i64),
+        stream_id: stream_id.into(),
+        captured_at: EventTime(captured_at),
         label: Some(frame.label.as_str().into()),
         topic: "benchmark".into(),
         partition: 0,
         offset: index as i64,
         row: 0,
     }
+}
+
+/// Stream and time in milliseconds of a file named `STREAM@MILLISECONDS.png`.
+fn capture(path: &str) -> Option<(&str, i64)> {
+    let (stream, time) = path.rsplit_once('.')?.0.rsplit_once('@')?;
+    Some((stream, time.parse().ok()?))
 }
 
 /// As tools/streams prints it when it makes a stream: of each file's path, length and bytes, in the order of paths. The bytes of

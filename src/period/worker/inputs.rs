@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Result, WorkerError};
+use super::{Result, Worker, WorkerError};
 use crate::store::{Store, segment};
 use crate::train::checkpoint::{Checkpoint, Identity};
 use crate::train::device::Selected;
 use crate::train::frames::{FrameMeta, FrameSet, FrameSetWriter};
 use crate::train::network::NetworkBytes;
 use crate::train::spec::{Recipe, SegmentInput, TrainJob};
+use crate::types::FileRef;
 
 /// Copies all frames of the job to a scratch file; their order is that of (topic, partition, offset, row),
 /// whatever the cuts of the segments were. One segment is in memory at a time; `loading` is
@@ -30,7 +31,18 @@ pub async fn frames(store: &Store, recipe: &Recipe, loading: impl Fn(u64) -> Res
     writer.finish_sorted().map_err(WorkerError::Scratch)
 }
 
-pub fn meta(row: &segment::Row) -> FrameMeta {
+/// The frames of a probe set, in the order in which they were written: that of the rows of kept embeddings.
+pub fn probe_set(worker: &Worker, file: &FileRef) -> Result<FrameSet> {
+    let bytes = worker.handle.block_on(worker.store.get_verified(file))?;
+    let mut writer = FrameSetWriter::create(&std::env::temp_dir()).map_err(WorkerError::Scratch)?;
+    for row in segment::read(bytes)? {
+        let row = row?;
+        writer.push(meta(&row), &row.image).map_err(WorkerError::Scratch)?;
+    }
+    writer.finish().map_err(WorkerError::Scratch)
+}
+
+fn meta(row: &segment::Row) -> FrameMeta {
     FrameMeta {
         stream_id: row.stream_id.as_str().into(),
         captured_at: row.captured_at,

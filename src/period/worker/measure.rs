@@ -6,13 +6,12 @@ use candle_core::Device;
 use safetensors::tensor::{Dtype, SafeTensorError, TensorView};
 
 use super::outputs::Written;
-use super::{Data, Result, Worker};
+use super::{Data, Result, Worker, inputs};
 use crate::eval::evaluate::{self, Older, Probe, Reference};
 use crate::eval::{Embeddings, FrameMeta, NewProbeEvaluation, ProbeEvaluation};
 use crate::model::{Precision, Trainability};
-use crate::store::segment;
 use crate::train::embed::{embed_frames, measure_pairs};
-use crate::train::frames::{FrameSet, FrameSetWriter};
+use crate::train::frames::FrameSet;
 use crate::train::job::view_maker;
 use crate::train::network::{Compute, Network, NetworkBytes};
 use crate::train::spec::{ProbeInput, Recipe};
@@ -118,7 +117,7 @@ pub fn earlier_probe(
     candidate: &Subject,
     written: &mut Written,
 ) -> Result<ProbeEvaluation> {
-    let frames = Arc::new(fetch_set(worker, &probe.file)?);
+    let frames = Arc::new(inputs::probe_set(worker, &probe.file)?);
     let indices: Vec<usize> = (0..frames.len()).collect();
     let embeddings = candidate.embed(&frames, &indices)?;
     let (first, second, _) = candidate.views(&frames, &indices)?;
@@ -162,18 +161,6 @@ fn metas(frames: &FrameSet, indices: &[usize]) -> Vec<FrameMeta> {
         label: meta.label.as_deref().map(str::to_owned),
     });
     owned.collect()
-}
-
-fn fetch_set(worker: &Worker, file: &FileRef) -> Result<FrameSet> {
-    let bytes = worker.handle.block_on(worker.store.get_verified(file))?;
-    let scratch = |error| super::WorkerError::Scratch(error);
-    let mut writer = FrameSetWriter::create(&std::env::temp_dir()).map_err(scratch)?;
-    for row in segment::read(bytes)? {
-        let row = row?;
-        writer.push(super::inputs::meta(&row), &row.image).map_err(scratch)?;
-    }
-    // As it was written: the rows of the kept embeddings are in that order.
-    writer.finish().map_err(scratch)
 }
 
 fn fetch_kept(worker: &Worker, file: &FileRef) -> Result<Embeddings> {

@@ -26,7 +26,8 @@ use crate::train::checkpoint::CheckpointError;
 use crate::train::device::Selected;
 use crate::train::frames::FrameSet;
 use crate::train::job::{self, Inputs, JobIo, Trained};
-use crate::train::spec::{Outcome, Progress, Recipe, SCHEMA, TrainJob, output};
+use crate::train::likeness::{self, Look};
+use crate::train::spec::{LeftOut, Outcome, Progress, Recipe, SCHEMA, TrainJob, output};
 use crate::train::split::{Split, split};
 use crate::train::{TrainError, device};
 
@@ -58,8 +59,12 @@ pub enum WorkerError {
     Stopped,
     #[error("the scratch file: {0}")]
     Scratch(std::io::Error),
-    #[error("period {period} has {frames} frames to train on, fewer than one batch of {batch}")]
-    TooFewFrames { period: crate::types::PeriodId, frames: usize, batch: usize },
+    #[error(
+        "period {period} has {frames} frames to train on, fewer than one batch of {batch}; left out were {} copies \
+         (train.max_copies) and {} frames that a probe frame is like (train.duplicate_distance)",
+        left_out.copies, left_out.near_probe
+    )]
+    TooFewFrames { period: crate::types::PeriodId, frames: usize, left_out: LeftOut, batch: usize },
 }
 
 pub type Result<T> = std::result::Result<T, WorkerError>;
@@ -88,6 +93,7 @@ pub struct Worker<'a> {
 struct Data {
     frames: Arc<FrameSet>,
     split: Split,
+    left_out: LeftOut,
 }
 
 impl Worker<'_> {
@@ -116,6 +122,7 @@ impl Worker<'_> {
             evaluation,
             probe_frames: data.split.probe.len() as u64,
             train_frames: data.split.train.len() as u64,
+            left_out: data.left_out,
             steps: trained.steps,
             seconds: started.elapsed().as_secs_f64(),
             device: trained.device,
@@ -138,13 +145,39 @@ impl Worker<'_> {
             self.say(&Progress::Loading { frames: n });
             self.check_stop()
         }))?;
-        let split = split(frames.metas(), recipe.max_frames, &recipe.probe);
+        let mut split = split(frames.metas(), recipe.max_frames, &recipe.probe);
+        let left_out = self.leave_out(&frames, &mut split)?;
         let batch = recipe.optimisation.batch;
         if split.train.len() < batch {
             let (period, frames) = (recipe.period, split.train.len());
-            return Err(WorkerError::TooFewFrames { period, frames, batch });
+            return Err(WorkerError::TooFewFrames { period, frames, left_out, batch });
         }
-        Ok(Data { frames: Arc::new(frames), split })
+        Ok(Data { frames: Arc::new(frames), split, left_out })
+    }
+
+    /// Takes copies, and what is like a frame of any probe set, from the frames that are trained on.
+    fn leave_out(&self, frames: &FrameSet, split: &mut Split) -> Result<LeftOut> {
+        let recipe = &self.job.recipe;
+        let looks = likeness::looks(frames).map_err(TrainError::from)?;
+        self.check_stop()?;
+        let mut probes: Vec<Look> = split.probe.iter().map(|frame| looks[*frame]).collect();
+        for probe in &recipe.probe_sets {
+            let set = inputs::probe_set(self, &probe.file)?;
+            probes.extend(likeness::looks(&set).map_err(TrainError::from)?);
+            self.check_stop()?;
+        }
+        let chosen = likeness::choose(&split.train, &looks, &probes, &recipe.composition);
+        split.train = chosen.train;
+        let left_out = LeftOut { copies: chosen.copies as u64, near_probe: chosen.near_probe as u64 };
+        let LeftOut { copies, near_probe } = left_out;
+        tracing::info!(
+            train = split.train.len(),
+            probe = split.probe.len(),
+            copies,
+            near_probe,
+            "frames chosen"
+        );
+        Ok(left_out)
     }
 
     /// `None`: it was stopped, and a checkpoint is written.
@@ -242,8 +275,10 @@ fn hyper_parameters(recipe: &Recipe) -> serde_json::Value {
     serde_json::json!({
         "model": recipe.model,
         "method": recipe.method,
+        "teacher_share": recipe.teacher_share,
         "optimisation": recipe.optimisation,
         "augmentation": recipe.augmentation,
+        "composition": recipe.composition,
         "probe": recipe.probe,
         "max_frames": recipe.max_frames,
     })

@@ -30,7 +30,13 @@ pub(in crate::publish) fn example() -> Manifest {
             frames: 1200,
             sha256: Sha256::of(b"segment"),
         }],
-        training: Training { frames: 1000, probe_frames: 200, steps: 300, seconds: 42.5 },
+        training: Training {
+            frames: 1000,
+            probe_frames: 200,
+            left_out: LeftOut { copies: 3, near_probe: 17 },
+            steps: 300,
+            seconds: 42.5,
+        },
         hyper_parameters: json!({"method": {"name": "lwf", "tau_d": 0.2, "lambda": 4.0}, "batch": 128}),
         seeds: [("attempt".to_owned(), 17_u64)].into(),
         metrics: Metrics {

@@ -1,0 +1,150 @@
+//! How alike two frames are to look at, and which frames that keeps from being trained on.
+//!
+//! Frames are compared by [`Thumbnail`]s, the whole frame at 8 x 8 pixels: they are alike where the thumbnails differ by no more than a
+//! share of their contrast. A difference of colours and not a hash of bits (dHash, pHash): where a picture is flat the sign of a
+//! difference is noise, and so are most bits of a dark scene. A share of the contrast and not a number of levels: dark scenes are
+//! near each other whatever they show. Frames with the same bytes are copies.
+//!
+//! Nothing here is random, and no label is looked at.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::model::preprocess::{Crop, MAX_PIXELS, PreprocessError, RgbFrame, Scaler};
+
+use super::batches::BatchError;
+use super::frames::FrameSet;
+use super::spec::Composition;
+
+/// Pixels a side of a thumbnail. Larger tells apart what moved a little, smaller takes different scenes of one colour for the same.
+const SIDE: u32 = 8;
+const LEN: usize = (3 * SIDE * SIDE) as usize;
+/// Levels by which a mean may be off, many times over; what it lets in is compared all the same.
+const ROUNDING: f64 = 1e-6;
+
+/// See the module's text.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Thumbnail {
+    /// Row by row, three bytes a pixel.
+    bytes: [u8; LEN],
+    mean: f64,
+    /// Mean difference of the bytes from their mean, in levels.
+    contrast: f64,
+}
+
+impl Thumbnail {
+    pub fn of(frame: &RgbFrame, scaler: &mut Scaler) -> Result<Self, PreprocessError> {
+        let whole = Crop { left: 0, top: 0, width: frame.width, height: frame.height };
+        let mut bytes = [0; LEN];
+        bytes.copy_from_slice(scaler.crop(frame, whole, [SIDE, SIDE])?);
+        Ok(Self::new(bytes))
+    }
+
+    fn new(bytes: [u8; LEN]) -> Self {
+        let mean = bytes.iter().map(|byte| f64::from(*byte)).sum::<f64>() / LEN as f64;
+        let contrast = bytes.iter().map(|byte| (f64::from(*byte) - mean).abs()).sum::<f64>() / LEN as f64;
+        Self { bytes, mean, contrast }
+    }
+
+    /// Mean difference of the bytes, in levels: 0 to 255.
+    fn difference(&self, other: &Self) -> f64 {
+        let differences = self.bytes.iter().zip(&other.bytes).map(|(a, b)| u32::from(a.abs_diff(*b)));
+        f64::from(differences.sum::<u32>()) / LEN as f64
+    }
+
+    /// Whether they differ by at most `limit` times the smaller one's contrast. Equal ones do at any limit.
+    pub fn is_like(&self, other: &Self, limit: f64) -> bool {
+        self.difference(other) <= limit * self.contrast.min(other.contrast)
+    }
+}
+
+/// What a frame is known by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Look {
+    /// SHA-256 of the encoded bytes.
+    content: [u8; 32],
+    thumbnail: Thumbnail,
+}
+
+/// The looks of all frames of a set, in its order. Decodes each once, on the thread pool it is called in.
+pub fn looks(frames: &FrameSet) -> Result<Vec<Look>, BatchError> {
+    let look = |(decoded, scaler): &mut (RgbFrame, Scaler), frame| {
+        let bytes = frames.bytes(frame).map_err(|source| BatchError::Read { frame, source })?;
+        let image = |source| BatchError::Image { frame, source };
+        decoded.decode(&bytes, MAX_PIXELS).map_err(image)?;
+        let thumbnail = Thumbnail::of(decoded, scaler).map_err(image)?;
+        Ok(Look { content: Sha256::digest(&bytes).into(), thumbnail })
+    };
+    (0..frames.len()).into_par_iter().map_init(Default::default, look).collect()
+}
+
+/// All pairs of alike thumbnails, by position, the smaller one first.
+pub fn alike(thumbnails: &[Thumbnail], limit: f64) -> Vec<(usize, usize)> {
+    let mut pairs = Vec::new();
+    for (a, thumbnail) in thumbnails.iter().enumerate() {
+        let later = thumbnails.iter().enumerate().skip(a + 1);
+        pairs.extend(later.filter(|(_, other)| thumbnail.is_like(other, limit)).map(|(b, _)| (a, b)));
+    }
+    pairs
+}
+
+/// Training frames that are left, and how many were left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    /// Indices into the set, in the order they had.
+    pub train: Vec<usize>,
+    /// Because enough copies of them came before.
+    pub copies: usize,
+    /// Because a probe frame is like them.
+    pub near_probe: usize,
+}
+
+/// Leaves out of `train` what is like a frame of `probes`, and then of equal frames all but the first `max_copies`.
+pub fn choose(train: &[usize], looks: &[Look], probes: &[Look], rules: &Composition) -> Chosen {
+    let probes = Probes::new(probes);
+    let near: Vec<bool> = train
+        .par_iter()
+        .map(|frame| probes.have_one_like(&looks[*frame], rules.duplicate_distance))
+        .collect();
+    let mut chosen = Chosen { train: Vec::new(), copies: 0, near_probe: 0 };
+    let mut seen: HashMap<[u8; 32], u64> = HashMap::new();
+    for (&frame, near) in train.iter().zip(near) {
+        if near {
+            chosen.near_probe += 1;
+            continue;
+        }
+        let copies = seen.entry(looks[frame].content).or_insert(0);
+        *copies += 1;
+        match *copies <= rules.max_copies {
+            true => chosen.train.push(frame),
+            false => chosen.copies += 1,
+        }
+    }
+    chosen
+}
+
+/// Thumbnails by their means, so that few are compared with.
+struct Probes<'a>(Vec<&'a Thumbnail>);
+
+impl<'a> Probes<'a> {
+    fn new(looks: &'a [Look]) -> Self {
+        let mut by_mean: Vec<&Thumbnail> = looks.iter().map(|look| &look.thumbnail).collect();
+        by_mean.sort_by(|a, b| a.mean.total_cmp(&b.mean));
+        Self(by_mean)
+    }
+
+    /// No two thumbnails differ by less than their means do.
+    fn have_one_like(&self, look: &Look, limit: f64) -> bool {
+        let thumbnail = &look.thumbnail;
+        let reach = limit * thumbnail.contrast + ROUNDING;
+        let first = self.0.partition_point(|other| other.mean < thumbnail.mean - reach);
+        let near = self.0[first..].iter().take_while(|other| other.mean <= thumbnail.mean + reach);
+        near.into_iter().any(|other| thumbnail.is_like(other, limit))
+    }
+}
+
+#[cfg(test)]
+#[path = "likeness_tests.rs"]
+mod tests;
