@@ -273,7 +273,7 @@ schema! {
         lambda: f64 = 4.0, above(0.0, 1000.0);
         /// Share of the teacher's weights in the published ones: after training, student and teacher are averaged. Larger forgets
         /// less and learns less. finetune ignores it.
-        teacher_share: f64 = 0.3, within(0.0, 0.9);
+        teacher_share: f64 = 0.5, within(0.0, 0.9);
         /// Temperature of the contrastive loss.
         tau: f64 = 0.2, within(0.01, 10.0);
         /// Temperature of the distillation.
