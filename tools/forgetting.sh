@@ -14,11 +14,10 @@ bench() { # STREAM SEEDS METHODS
 }
 
 options=("$@")
-baselines=finetune,finetune:lr=1e-3
-lwf=lwf,lwf:share=0
-bench atari-digits-40 5 "random,$baselines,finetune:share=0.5,$lwf,lwf:share=0:lambda=1,lwf:share=0:lambda=16,lwf:share=0.3,lwf:lr=1e-3,cassle,cassle:share=0,cosine,replay,joint"
-bench atari-digits-20 5 "random,$baselines,$lwf,lwf:lr=1e-3,cassle"
-bench fashion-split 3 "random,$baselines,$lwf,lwf:lr=1e-3,cassle"
-bench five-periods 3 "$baselines,$lwf,cassle,replay"
+common=random,finetune,finetune:lr=1e-3,lwf,lwf:share=0,cassle
+bench atari-digits-40 5 "$common,lwf:share=0.3,finetune:share=0.5,cassle:share=0,lwf:lr=1e-3,lwf:share=0:lambda=1,lwf:share=0:lambda=16,cosine,replay,joint"
+bench atari-digits-20 5 "$common,lwf:lr=1e-3"
+bench fashion-split 3 "$common,lwf:lr=1e-3"
+bench five-periods 3 "finetune,finetune:lr=1e-3,lwf,lwf:share=0,cassle,replay"
 bench near-duplicates 3 "finetune,finetune:spacing=0:distance=0,finetune:spacing=0,finetune:distance=0"
 tools/forgetting_page.sh

@@ -58,15 +58,19 @@ pub struct Measure<'a> {
 }
 
 impl Measure<'_> {
+    /// A version, ready to be measured on any number of periods.
+    pub fn network(&self, version: &NetworkBytes) -> Result<Network, TrainError> {
+        Ok(Network::load(self.model, version, COMPUTE, Trainability::Frozen)?)
+    }
+
     /// The version's scores on `period`, number `index`, and its embeddings of all the period's frames. `learned`: those of the
     /// version that learned it.
     pub fn measure(
         &self,
-        version: &NetworkBytes,
+        network: &Network,
         (index, period): (usize, &Period),
         learned: Option<&Embeddings>,
     ) -> Result<(Scores, Embeddings), TrainError> {
-        let network = Network::load(self.model, version, COMPUTE, Trainability::Frozen)?;
         let encoder = network.encoder();
         let frames = (0..period.frames.len()).map(|frame| period.frames.bytes(frame));
         let rows = embed_frames(encoder, frames, &self.model.preprocessing(), EMBED_BATCH, COMPUTE.device)?;
@@ -81,7 +85,7 @@ impl Measure<'_> {
             preprocessing: self.model.preprocessing(),
             seed: VIEWS_SEED,
         };
-        let pairs = measure_pairs(&network, &maker, &tested, self.optimisation, COMPUTE.device)?;
+        let pairs = measure_pairs(network, &maker, &tested, self.optimisation, COMPUTE.device)?;
         let view = |rows| Embeddings::new(tested.len(), all.dim, rows);
         let of_tests = all.select(&tested);
         let scores = Scores {

@@ -325,10 +325,12 @@ impl OneRun<'_> {
     ) -> Result<VersionResult, BenchError> {
         let Settings { model, optimisation, augmentation, k, .. } = self.bench.settings;
         let measure = Measure { model, optimisation, augmentation, k: *k };
+        let network =
+            measure.network(&trained.network).map_err(|source| self.train_error(known - 1, None)(source))?;
         let mut scores: Vec<Scores> = Vec::new();
         for (index, period) in self.periods().iter().enumerate().take(known) {
             let learned = seen.get(index);
-            let measured = measure.measure(&trained.network, (index, period), learned);
+            let measured = measure.measure(&network, (index, period), learned);
             let (of_period, embeddings) =
                 measured.map_err(|source| self.train_error(index, Some(&period.frames))(source))?;
             scores.push(of_period);
