@@ -92,6 +92,36 @@ impl BatchPlan {
     fn picker(&self) -> Picker {
         Picker { plan: self.clone(), epoch: None }
     }
+
+    /// Positions in `frames`, batch after batch. Frames of one scene are dealt out one by one to batches in turn, so that no batch has
+    /// more of them than must be; those without a scene fill the batches up.
+    fn order(&self, epoch: u32) -> Vec<u32> {
+        let batches = self.frames.len() / self.batch;
+        let mut kept = permutation(self.seed, epoch, self.frames.len() as u32);
+        kept.truncate(batches * self.batch);
+        let (mut shared, single): (Vec<u32>, Vec<u32>) =
+            kept.into_iter().partition(|position| self.scenes[*position as usize].is_some());
+        if shared.is_empty() {
+            return single;
+        }
+        // Scene after scene, each at the place of its first frame.
+        let mut places: HashMap<Scene, usize> = HashMap::new();
+        for (place, position) in shared.iter().enumerate() {
+            places.entry(self.scenes[*position as usize]).or_insert(place);
+        }
+        shared.sort_by_key(|position| places[&self.scenes[*position as usize]]);
+        let mut dealt: Vec<Vec<u32>> = vec![Vec::with_capacity(self.batch); batches];
+        // In an order of their own, or a scene's frames would be met in steps that follow each other.
+        let turns = permutation(self.seed, epoch, batches as u32);
+        for (turn, position) in turns.iter().cycle().zip(shared) {
+            dealt[*turn as usize].push(position);
+        }
+        let mut single = single.into_iter();
+        for batch in &mut dealt {
+            batch.extend(single.by_ref().take(self.batch - batch.len()));
+        }
+        dealt.concat()
+    }
 }
 
 /// Scenes of `spacing_ms`; without a length every frame is one of its own.
@@ -140,38 +170,6 @@ impl Picker {
             .take(plan.batch)
             .map(|position| plan.frames[*position as usize])
             .collect()
-    }
-}
-
-impl BatchPlan {
-    /// Positions in `frames`, batch after batch. Frames of one scene are dealt out one by one to batches in turn, so that no batch has
-    /// more of them than must be; those without a scene fill the batches up.
-    fn order(&self, epoch: u32) -> Vec<u32> {
-        let batches = self.frames.len() / self.batch;
-        let mut kept = permutation(self.seed, epoch, self.frames.len() as u32);
-        kept.truncate(batches * self.batch);
-        let (mut shared, single): (Vec<u32>, Vec<u32>) =
-            kept.into_iter().partition(|position| self.scenes[*position as usize].is_some());
-        if shared.is_empty() {
-            return single;
-        }
-        // Scene after scene, each at the place of its first frame.
-        let mut places: HashMap<Scene, usize> = HashMap::new();
-        for (place, position) in shared.iter().enumerate() {
-            places.entry(self.scenes[*position as usize]).or_insert(place);
-        }
-        shared.sort_by_key(|position| places[&self.scenes[*position as usize]]);
-        let mut dealt: Vec<Vec<u32>> = vec![Vec::with_capacity(self.batch); batches];
-        // In an order of their own, or a scene's frames would be met in steps that follow each other.
-        let turns = permutation(self.seed, epoch, batches as u32);
-        for (turn, position) in turns.iter().cycle().zip(shared) {
-            dealt[*turn as usize].push(position);
-        }
-        let mut single = single.into_iter();
-        for batch in &mut dealt {
-            batch.extend(single.by_ref().take(self.batch - batch.len()));
-        }
-        dealt.concat()
     }
 }
 

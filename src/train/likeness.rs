@@ -68,16 +68,16 @@ pub struct Look {
     thumbnail: Thumbnail,
 }
 
-/// The looks of all frames of a set, in its order. Decodes each once, on the thread pool it is called in.
-pub fn looks(frames: &FrameSet) -> Result<Vec<Look>, BatchError> {
-    let look = |(decoded, scaler): &mut (RgbFrame, Scaler), frame| {
+/// The looks of the frames that `indices` names, in that order. Decodes each once, on the thread pool it is called in.
+pub fn looks(frames: &FrameSet, indices: &[usize]) -> Result<Vec<Look>, BatchError> {
+    let look = |(decoded, scaler): &mut (RgbFrame, Scaler), &frame: &usize| {
         let bytes = frames.bytes(frame).map_err(|source| BatchError::Read { frame, source })?;
         let image = |source| BatchError::Image { frame, source };
         decoded.decode(&bytes, MAX_PIXELS).map_err(image)?;
         let thumbnail = Thumbnail::of(decoded, scaler).map_err(image)?;
         Ok(Look { content: Sha256::digest(&bytes).into(), thumbnail })
     };
-    (0..frames.len()).into_par_iter().map_init(Default::default, look).collect()
+    indices.par_iter().map_init(Default::default, look).collect()
 }
 
 /// All pairs of alike thumbnails, by position, the smaller one first.
@@ -101,21 +101,20 @@ pub struct Chosen {
     pub near_probe: usize,
 }
 
-/// Leaves out of `train` what is like a frame of `probes`, and then of equal frames all but the first `max_copies`.
+/// Leaves out of `train`, frames with `looks`, what is like a frame of `probes`, and then of equal frames all but the first
+/// `max_copies`.
 pub fn choose(train: &[usize], looks: &[Look], probes: &[Look], rules: &Composition) -> Chosen {
     let probes = Probes::new(probes);
-    let near: Vec<bool> = train
-        .par_iter()
-        .map(|frame| probes.have_one_like(&looks[*frame], rules.duplicate_distance))
-        .collect();
+    let near: Vec<bool> =
+        looks.par_iter().map(|look| probes.have_one_like(look, rules.duplicate_distance)).collect();
     let mut chosen = Chosen { train: Vec::new(), copies: 0, near_probe: 0 };
     let mut seen: HashMap<[u8; 32], u64> = HashMap::new();
-    for (&frame, near) in train.iter().zip(near) {
+    for ((&frame, look), near) in train.iter().zip(looks).zip(near) {
         if near {
             chosen.near_probe += 1;
             continue;
         }
-        let copies = seen.entry(looks[frame].content).or_insert(0);
+        let copies = seen.entry(look.content).or_insert(0);
         *copies += 1;
         match *copies <= rules.max_copies {
             true => chosen.train.push(frame),

@@ -67,6 +67,9 @@ pub enum WorkerError {
     TooFewFrames { period: crate::types::PeriodId, frames: usize, left_out: LeftOut, batch: usize },
 }
 
+/// Frames that are decoded between two looks at whether to stop: seconds, of large ones.
+const LOOKS_AT_ONCE: usize = 1024;
+
 pub type Result<T> = std::result::Result<T, WorkerError>;
 
 /// Reads a job file.
@@ -158,13 +161,12 @@ impl Worker<'_> {
     /// Takes copies, and what is like a frame of any probe set, from the frames that are trained on.
     fn leave_out(&self, frames: &FrameSet, split: &mut Split) -> Result<LeftOut> {
         let recipe = &self.job.recipe;
-        let looks = likeness::looks(frames).map_err(TrainError::from)?;
-        self.check_stop()?;
-        let mut probes: Vec<Look> = split.probe.iter().map(|frame| looks[*frame]).collect();
+        let looks = self.looks(frames, &split.train)?;
+        let mut probes = self.looks(frames, &split.probe)?;
         for probe in &recipe.probe_sets {
             let set = inputs::probe_set(self, &probe.file)?;
-            probes.extend(likeness::looks(&set).map_err(TrainError::from)?);
-            self.check_stop()?;
+            let all: Vec<usize> = (0..set.len()).collect();
+            probes.extend(self.looks(&set, &all)?);
         }
         let chosen = likeness::choose(&split.train, &looks, &probes, &recipe.composition);
         split.train = chosen.train;
@@ -178,6 +180,15 @@ impl Worker<'_> {
             "frames chosen"
         );
         Ok(left_out)
+    }
+
+    fn looks(&self, frames: &FrameSet, indices: &[usize]) -> Result<Vec<Look>> {
+        let mut looks = Vec::with_capacity(indices.len());
+        for part in indices.chunks(LOOKS_AT_ONCE) {
+            self.check_stop()?;
+            looks.extend(likeness::looks(frames, part).map_err(TrainError::from)?);
+        }
+        Ok(looks)
     }
 
     /// `None`: it was stopped, and a checkpoint is written.
