@@ -54,6 +54,11 @@ impl Thumbnail {
         f64::from(differences.sum::<u32>()) / LEN as f64
     }
 
+    /// How far the mean of one that is like this one may lie: no two thumbnails differ by less than their means do.
+    fn reach(&self, limit: f64) -> f64 {
+        limit * self.contrast + ROUNDING
+    }
+
     /// Whether they differ by at most `limit` times the smaller one's contrast. Equal ones do at any limit.
     pub fn is_like(&self, other: &Self, limit: f64) -> bool {
         self.difference(other) <= limit * self.contrast.min(other.contrast)
@@ -80,13 +85,19 @@ pub fn looks(frames: &FrameSet, indices: &[usize]) -> Result<Vec<Look>, BatchErr
     indices.par_iter().map_init(Default::default, look).collect()
 }
 
-/// All pairs of alike thumbnails, by position, the smaller one first.
+/// All pairs of alike thumbnails, by position, the smaller one first; in ascending order.
 pub fn alike(thumbnails: &[Thumbnail], limit: f64) -> Vec<(usize, usize)> {
+    let mut by_mean: Vec<usize> = (0..thumbnails.len()).collect();
+    by_mean.sort_by(|a, b| thumbnails[*a].mean.total_cmp(&thumbnails[*b].mean));
     let mut pairs = Vec::new();
-    for (a, thumbnail) in thumbnails.iter().enumerate() {
-        let later = thumbnails.iter().enumerate().skip(a + 1);
-        pairs.extend(later.filter(|(_, other)| thumbnail.is_like(other, limit)).map(|(b, _)| (a, b)));
+    for (place, &a) in by_mean.iter().enumerate() {
+        let thumbnail = &thumbnails[a];
+        let farthest = thumbnail.mean + thumbnail.reach(limit);
+        let brighter = by_mean[place + 1..].iter().take_while(|b| thumbnails[**b].mean <= farthest);
+        let like = brighter.filter(|b| thumbnail.is_like(&thumbnails[**b], limit));
+        pairs.extend(like.map(|&b| (a.min(b), a.max(b))));
     }
+    pairs.sort_unstable();
     pairs
 }
 
@@ -134,10 +145,9 @@ impl<'a> Probes<'a> {
         Self(by_mean)
     }
 
-    /// No two thumbnails differ by less than their means do.
     fn have_one_like(&self, look: &Look, limit: f64) -> bool {
         let thumbnail = &look.thumbnail;
-        let reach = limit * thumbnail.contrast + ROUNDING;
+        let reach = thumbnail.reach(limit);
         let first = self.0.partition_point(|other| other.mean < thumbnail.mean - reach);
         let near = self.0[first..].iter().take_while(|other| other.mean <= thumbnail.mean + reach);
         near.into_iter().any(|other| thumbnail.is_like(other, limit))

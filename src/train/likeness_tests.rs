@@ -125,6 +125,20 @@ prop_compose! {
 
 proptest! {
     #[test]
+    fn every_pair_that_is_alike_is_found(looks in any_looks(30), limit in 0.0f64..2.0) {
+        let thumbnails: Vec<Thumbnail> = looks.into_iter().map(|look| look.thumbnail).collect();
+        let mut expected = Vec::new();
+        for (a, thumbnail) in thumbnails.iter().enumerate() {
+            for (b, other) in thumbnails.iter().enumerate().skip(a + 1) {
+                if thumbnail.is_like(other, limit) {
+                    expected.push((a, b));
+                }
+            }
+        }
+        prop_assert_eq!(alike(&thumbnails, limit), expected);
+    }
+
+    #[test]
     fn what_is_sorted_away_by_its_mean_is_like_no_probe_frame(
         looks in any_looks(30), probes in any_looks(30), limit in 0.0f64..2.0,
     ) {
