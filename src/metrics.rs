@@ -101,7 +101,7 @@ const PROBES: Labels = &[("probe", &["knn", "linear", "few_shot"])];
 const REQUESTS: Labels = &[("op", &["put", "get", "list", "delete"]), ("outcome", &["ok", "error"])];
 /// What a gate can hold against a candidate.
 pub const GATE_REASONS: &[&str] =
-    &["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative", "drifted"];
+    &["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative"];
 const ACCEPTED: Labels = &[("verdict", &["accepted"]), ("reason", &["none"])];
 const REJECTED: Labels = &[("verdict", &["rejected"]), ("reason", GATE_REASONS)];
 

@@ -4,8 +4,9 @@
 mod common;
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::SystemTime;
 
 use serde_json::Value;
 
@@ -67,6 +68,7 @@ steps = 120
 learning_rate = 0.003
 threads = 1
 device = "cpu"
+precision = "f32"
 [augment]
 crop_scale = [0.3, 1.0]
 jitter = [0.4, 0.4, 0.4, 0.1]
@@ -88,11 +90,12 @@ steps = 3
 checkpoint_steps = 2
 threads = 1
 device = "cpu"
+precision = "f32"
 [probe]
 k = 3
 "#;
 
-fn bench(folder: &Path, (out, seeds): (&str, &str), abort_at: Option<&str>) -> Output {
+fn bench(folder: &Path, out: &str, (methods, seeds): (&str, &str), abort_at: Option<&str>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_palimpsest"));
     command
         .arg("bench")
@@ -100,9 +103,7 @@ fn bench(folder: &Path, (out, seeds): (&str, &str), abort_at: Option<&str>) -> O
         .arg(folder.join("bench.toml"))
         .arg("--stream")
         .arg(folder.join("stream"));
-    command
-        .args(["--methods", "finetune,lwf", "--jobs", "2", "--seeds", seeds, "--out"])
-        .arg(folder.join(out));
+    command.args(["--methods", methods, "--seeds", seeds, "--jobs", "2", "--out"]).arg(folder.join(out));
     if let Some(point) = abort_at {
         command.env("PALIMPSEST_ABORT_AT", point);
     }
@@ -123,33 +124,45 @@ fn results(folder: &Path, out: &str) -> Value {
     results
 }
 
+/// Points of accuracy of the first period that each seed's run lost with the second one, the mean over the three probes.
+fn lost(results: &Value, method: &str) -> Vec<f64> {
+    let runs = results["runs"].as_array().unwrap().iter().filter(|run| run["method"] == method);
+    let score = |run: &Value, version: usize, probe: &str| {
+        run["versions"][version]["scores"][0][probe].as_f64().unwrap()
+    };
+    let of_run = |run: &Value| {
+        let of_probe = |probe: &&str| score(run, 0, probe) - score(run, 1, probe);
+        100.0 * ["linear", "knn", "few_shot"].iter().map(of_probe).sum::<f64>() / 3.0
+    };
+    runs.map(of_run).collect()
+}
+
+/// Measured with AVX2: finetune lost 6.3 and 7.9 points, lwf without the average 0.3 and 0.4, with it -0.2 and -0.9.
 #[test]
-fn distillation_forgets_less_than_finetuning() {
+fn distillation_forgets_less_than_finetuning_with_and_without_the_average() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     write_sample_stream(&folder.join("stream"));
     std::fs::write(folder.join("bench.toml"), SAMPLE_CONFIG).unwrap();
-    let ended = bench(folder, ("out", "2"), None);
+    let ended = bench(folder, "out", ("finetune,lwf,lwf:share=0", "2"), None);
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     let results = results(folder, "out");
-    for probe in ["linear", "knn", "few_shot"] {
-        // Of the first period, of both seeds.
-        let lost = |method: &str| {
-            let runs = results["runs"].as_array().unwrap().iter().filter(|run| run["method"] == method);
-            let score =
-                |run: &Value, version: usize| run["versions"][version]["scores"][0][probe].as_f64().unwrap();
-            runs.map(|run| score(run, 0) - score(run, 1)).collect::<Vec<f64>>()
-        };
-        let (finetune, lwf) = (lost("finetune"), lost("lwf"));
-        assert_eq!((finetune.len(), lwf.len()), (2, 2));
-        let mean = |lost: &[f64]| lost.iter().sum::<f64>() / lost.len() as f64;
-        assert!(mean(&finetune) > 0.03, "{probe}: {finetune:?}");
-        assert!(mean(&lwf) < 0.5 * mean(&finetune), "{probe}: {lwf:?} of {finetune:?}");
-        assert!(
-            lwf.iter().zip(&finetune).all(|(lwf, finetune)| lwf < finetune),
-            "{probe}: {lwf:?} {finetune:?}"
-        );
+    let finetune = lost(&results, "finetune");
+    assert!(finetune.len() == 2 && finetune.iter().all(|lost| *lost > 3.0), "{finetune:?}");
+    for method in ["lwf", "lwf:share=0"] {
+        let lwf = lost(&results, method);
+        assert_eq!(lwf.len(), 2);
+        let less = lwf.iter().zip(&finetune).all(|(lwf, finetune)| *lwf < 0.5 * finetune);
+        assert!(less, "{method} lost {lwf:?}, finetune {finetune:?}");
     }
+}
+
+/// Versions that are finished, and when each was.
+fn finished(folder: &Path, out: &str) -> Vec<(PathBuf, SystemTime)> {
+    let Ok(versions) = std::fs::read_dir(folder.join(out).join("work")) else { return Vec::new() };
+    let done = versions.map(|version| version.unwrap().path().join("done.json"));
+    let known = done.filter_map(|done| Some((done.clone(), done.metadata().ok()?.modified().ok()?)));
+    known.collect()
 }
 
 #[test]
@@ -158,16 +171,23 @@ fn a_benchmark_that_dies_at_any_write_ends_with_the_same_numbers() {
     let folder = folder.path();
     write_stream(&folder.join("stream"));
     std::fs::write(folder.join("bench.toml"), CONFIG).unwrap();
-    let whole = bench(folder, ("whole", "1"), None);
+    let methods = ("finetune,lwf", "1");
+    let whole = bench(folder, "whole", methods, None);
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
     let expected = results(folder, "whole");
     assert_eq!(expected["runs"].as_array().unwrap().len(), 2);
     for point in POINTS.iter().flat_map(|point| [format!("{point}.before"), format!("{point}.after")]) {
-        let died = bench(folder, (&point, "1"), Some(&point));
+        // The second time: of a version with a teacher, or of the second run's results.
+        let died = bench(folder, &point, methods, Some(&format!("{point}#2")));
         let said = String::from_utf8_lossy(&died.stderr);
         assert!(!died.status.success() && said.contains(&format!("aborting at {point}")), "{point}: {said}");
-        let again = bench(folder, (&point, "1"), None);
+        let before = finished(folder, &point);
+        let again = bench(folder, &point, methods, None);
         assert!(again.status.success(), "{point}: {}", String::from_utf8_lossy(&again.stderr));
         assert_eq!(results(folder, &point), expected, "{point}");
+        // What was finished was found, not made again.
+        let after = finished(folder, &point);
+        assert_eq!(after.len(), 3);
+        assert!(before.iter().all(|version| after.contains(version)), "{point}: {before:?} {after:?}");
     }
 }

@@ -34,7 +34,8 @@ const LOCK: &str = ".lock";
 
 #[derive(clap::Args)]
 pub struct BenchArguments {
-    /// DIR/NN-name/{train,test}/LABEL/*.png or *.jpg, a folder a period; or imagenet:DIR or celeba:DIR, as those are published.
+    /// DIR/NN-name/{train,test}/LABEL/*.png or *.jpg, a folder a period; or imagenet:DIR or celeba:DIR, as those are published. A frame of
+    /// a video is named STREAM@MILLISECONDS.png: batches then take one of a stream in train.spacing.
     #[arg(long, value_name = "DIR")]
     stream: String,
     /// Periods that ImageNet's classes are dealt out to.
@@ -58,7 +59,7 @@ pub struct BenchArguments {
     /// Folder of results.json, report.md and accuracy.svg. A benchmark that was stopped goes on with the same one.
     #[arg(long, default_value = "palimpsest-bench", value_name = "DIR")]
     out: PathBuf,
-    /// Where trained versions are kept. Without it: below --out.
+    /// Where trained versions are kept, each build of the program's apart; may be removed at any time. Without it: below --out.
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
 }
@@ -76,9 +77,9 @@ pub fn bench(config: &Config, arguments: &BenchArguments) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     io.spawn(stop_on_signals(Arc::clone(&stop)));
 
+    let _held = hold(&arguments.out)?;
     let source = Source::parse(&arguments.stream, arguments.periods);
     let stream = Stream::read(&source).map_err(BenchError::from)?;
-    let _held = hold(&arguments.out)?;
     let facts = StreamFacts::of(&stream, source.name());
     let results = Results::new(facts, serde_json::to_value(&settings)?).resume(&execution.results)?;
     let seeds: Vec<u64> = (1..=arguments.seeds).collect();

@@ -53,6 +53,8 @@ pub struct Measure<'a> {
     pub model: &'a ModelSpec,
     pub optimisation: &'a Optimisation,
     pub augmentation: &'a Augmentation,
+    /// As training's.
+    pub duplicate_distance: f64,
     /// Neighbours of the kNN probe and of the overlap.
     pub k: usize,
 }
@@ -85,7 +87,13 @@ impl Measure<'_> {
             preprocessing: self.model.preprocessing(),
             seed: VIEWS_SEED,
         };
-        let pairs = measure_pairs(network, &maker, &tested, self.optimisation, COMPUTE.device)?;
+        let pairs = measure_pairs(
+            network,
+            &maker,
+            &tested,
+            (self.optimisation, self.duplicate_distance),
+            COMPUTE.device,
+        )?;
         let view = |rows| Embeddings::new(tested.len(), all.dim, rows);
         let of_tests = all.select(&tested);
         let scores = Scores {

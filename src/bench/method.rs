@@ -154,8 +154,8 @@ impl BenchMethod {
         let mut of_training = |key| if own { values.take_if_there(key) } else { None };
         let [share, learning_rate, spacing, duplicate_distance] =
             ["share", "lr", "spacing", "distance"].map(&mut of_training);
-        let averages = matches!(kind, Kind::Sequential(Distil::Lwf { .. } | Distil::Cassle { .. }));
-        let teacher_share = share.unwrap_or(if averages { defaults.teacher_share } else { 0.0 });
+        let is_averaged = matches!(kind, Kind::Sequential(distil) if distil.is_averaged());
+        let teacher_share = share.unwrap_or(if is_averaged { defaults.teacher_share } else { 0.0 });
         if !(0.0..1.0).contains(&teacher_share) {
             return Err(MethodError::Share { method: text.to_owned(), share: teacher_share });
         }

@@ -10,14 +10,14 @@ use serde::Serialize;
 use super::measure::{COMPUTE, Measure, Scores, frame_of};
 use super::method::{BenchMethod, Defaults, Kind};
 use super::results::{Results, RunResult, VersionResult, period_id};
-use super::stream::{Period, Stream};
+use super::stream::{Period, Stream, path_of};
 use super::versions::{Task, Trained, VersionError, Versions, Watch};
 use super::{BenchError, file_error};
 use crate::eval::Embeddings;
 use crate::train::TrainError;
 use crate::train::frames::{FrameSet, FrameSetWriter};
 use crate::train::network::{Network, NetworkBytes};
-use crate::train::rng::permutation;
+use crate::train::rng::{Domain, permutation};
 use crate::train::spec::{
     Augmentation, Composition, Method, ModelSpec, Optimisation, PrecisionChoice, ProbeSpec, Recipe, SCHEMA,
     Teacher, TrainJob,
@@ -266,7 +266,7 @@ impl OneRun<'_> {
         let mut parts = vec![(index, period.trained())];
         for earlier in 0..index {
             let all = self.periods()[earlier].train;
-            let kept = permutation(self.period_seed(earlier), 0, all as u32);
+            let kept = permutation(self.period_seed(earlier), Domain::Order, 0, all as u32);
             let share = (replayed / index).min(all);
             parts.push((earlier, kept.iter().take(share).map(|frame| *frame as usize).collect()));
         }
@@ -323,8 +323,10 @@ impl OneRun<'_> {
         known: usize,
         seen: &mut Seen,
     ) -> Result<VersionResult, BenchError> {
-        let Settings { model, optimisation, augmentation, k, .. } = self.bench.settings;
-        let measure = Measure { model, optimisation, augmentation, k: *k };
+        let Settings { model, optimisation, augmentation, composition, k, .. } = self.bench.settings;
+        // The settings', whatever a method trains by: all are measured alike.
+        let duplicate_distance = composition.duplicate_distance;
+        let measure = Measure { model, optimisation, augmentation, duplicate_distance, k: *k };
         let network =
             measure.network(&trained.network).map_err(|source| self.train_error(known - 1, None)(source))?;
         let mut scores: Vec<Scores> = Vec::new();
@@ -409,7 +411,7 @@ impl OneRun<'_> {
         frames: Option<&'b Arc<FrameSet>>,
     ) -> impl FnOnce(TrainError) -> BenchError + 'b {
         move |source| {
-            let path = frame_of(&source).zip(frames).map(|(frame, frames)| &frames.meta(frame).stream_id);
+            let path = frame_of(&source).zip(frames).map(|(frame, frames)| path_of(frames.meta(frame)));
             BenchError::Train {
                 method: self.method.name.clone(),
                 seed: self.seed,

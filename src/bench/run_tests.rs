@@ -136,6 +136,36 @@ fn every_method_learns_the_first_period_alike_and_the_second_one_differently() {
 }
 
 #[test]
+fn shares_and_the_composition_of_batches_are_trained_by() {
+    // Two frames of each walk within a second: none of one walk meet in a batch unless the spacing is off.
+    let rename = |folder: &std::path::Path| {
+        for half in std::fs::read_dir(folder).unwrap().flat_map(|period| {
+            std::fs::read_dir(period.unwrap().path().join("train"))
+                .unwrap()
+                .map(|label| label.unwrap().path())
+        }) {
+            for frame in 0..8 {
+                let old = half.join(format!("f{frame:02}.png"));
+                std::fs::rename(old, half.join(format!("walk{}@{}.png", frame / 2, frame % 2 * 500)))
+                    .unwrap();
+            }
+        }
+    };
+    let mut rig =
+        Rig::new(&["lwf", "lwf:share=0.5", "finetune", "finetune:spacing=0", "finetune:distance=1"]);
+    rename(&rig.folder.path().join("stream"));
+    rig.stream = Stream::read(&Source::Folder(rig.folder.path().join("stream"))).unwrap();
+    rig.settings.composition = Composition { spacing_ms: 30_000, ..Composition::AS_THEY_COME };
+    let results = rig.run(&rig.execution("work", 1), &[1], &Counted::default()).unwrap();
+    let scores =
+        |method: &str, version: usize| results.find(method, 1).unwrap().versions[version].scores.clone();
+    assert_eq!(scores("lwf", 0), scores("lwf:share=0.5", 0));
+    assert_ne!(scores("lwf", 1), scores("lwf:share=0.5", 1));
+    assert_ne!(scores("finetune", 0), scores("finetune:spacing=0", 0));
+    assert_ne!(scores("finetune", 0), scores("finetune:distance=1", 0));
+}
+
+#[test]
 fn a_benchmark_that_was_stopped_at_any_step_ends_with_the_same_numbers() {
     let rig = Rig::new(&["lwf", "replay:frames=6"]);
     let whole = without_seconds(rig.run(&rig.execution("whole", 1), &[1], &Counted::default()).unwrap());

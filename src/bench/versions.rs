@@ -4,11 +4,11 @@
 //! until then `checkpoint.safetensors`, from which an interrupted training goes on, bit for bit. Every file appears whole or
 //! not at all.
 
-use std::collections::HashMap;
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,7 @@ const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Seconds that were spent up to the checkpoint.
 const SPENT: &str = "spent.json";
 const DONE: &str = "done.json";
+const LOCK: &str = ".lock";
 
 /// One training, and what tells it from all others besides its job.
 pub struct Task<'a> {
@@ -80,8 +81,6 @@ pub struct Versions {
     folder: PathBuf,
     /// Of the program's file: a build of another day may compute otherwise.
     program: Sha256,
-    /// One a version: who comes second waits and finds it trained.
-    locks: Mutex<HashMap<Sha256, Arc<Mutex<()>>>>,
 }
 
 impl Versions {
@@ -89,18 +88,18 @@ impl Versions {
         std::fs::create_dir_all(&folder).map_err(file_error("creating", &folder))?;
         let program = Path::new("/proc/self/exe");
         let program = Sha256::of(&std::fs::read(program).map_err(file_error("reading", program))?);
-        Ok(Self { folder, program, locks: Mutex::new(HashMap::new()) })
+        Ok(Self { folder, program })
     }
 
     /// The task's version: found, or trained from where an earlier start left off.
     pub fn get(&self, task: &Task<'_>, watch: &mut dyn Watch) -> Result<Trained, VersionError> {
         let key = key(task, &self.program)?;
-        let lock = Arc::clone(
-            self.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default(),
-        );
-        let _only_one = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = self.folder.join(&key.0[..32]);
         let files = Folder(&folder);
+        std::fs::create_dir_all(&folder)
+            .map_err(|source| VersionError::File { path: folder.clone(), source })?;
+        // Who comes second, in this process or in another, waits and finds it trained.
+        let _only_one = files.lock()?;
         if let Some(done) = files.json::<Done>(DONE)? {
             files.remove(CHECKPOINT)?;
             files.remove(SPENT)?;
@@ -108,8 +107,6 @@ impl Versions {
             let network = NetworkBytes { encoder: files.read(ENCODER)?, projector: files.read(PROJECTOR)? };
             return Ok(Trained { network, steps: done.steps, seconds: done.seconds });
         }
-        std::fs::create_dir_all(&folder)
-            .map_err(|source| VersionError::File { path: folder.clone(), source })?;
         train(task, files, watch)
     }
 }
@@ -189,6 +186,16 @@ impl Folder<'_> {
     fn error(&self, name: &str) -> impl FnOnce(std::io::Error) -> VersionError {
         let path = self.0.join(name);
         |source| VersionError::File { path, source }
+    }
+
+    /// Held until the file is dropped.
+    fn lock(&self) -> Result<File, VersionError> {
+        let open = || {
+            let file = File::options().create(true).write(true).truncate(false).open(self.0.join(LOCK))?;
+            file.lock()?;
+            Ok(file)
+        };
+        open().map_err(self.error(LOCK))
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, VersionError> {

@@ -371,9 +371,6 @@ schema! {
         max_forgetting_parent: f64 = 0.05, within(0.0, 1.0);
         /// The same against the best ancestor, so that small losses can't add up unseen.
         max_forgetting_cumulative: f64 = 0.1, within(0.0, 1.0);
-        /// Share of their probe.k nearest neighbours that frames of an earlier period have in common with the version that learned
-        /// it: asked of probe sets without labels, whose forgetting can't be measured. 0: not asked.
-        min_neighbour_overlap: f64 = 0.4, within(0.0, 1.0);
         /// RankMe on the new probe set below which an embedding counts as collapsed.
         min_effective_rank: f64 = 4.0, within(1.0, 4096.0);
         /// Refuse a candidate whose contrastive loss on the new probe set is not below its teacher's.

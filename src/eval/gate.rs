@@ -2,15 +2,13 @@
 //!
 //! A pure function of the evaluation and the limits. Reasons are asked in a fixed order, the most fundamental
 //! first, and the first that holds is the verdict. A limit on forgetting is broken only when the whole 95 % interval
-//! lies beyond it: a small probe set is no ground for throwing a period's training away. Where a probe set has no labels to measure
-//! forgetting by, the drift of its neighbours stands in for it: of the measures without labels the one that follows forgetting best
-//! (docs/forgetting.md).
+//! lies beyond it: a small probe set is no ground for throwing a period's training away.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Drift, Evaluation, Interval, Loss, ProbeEvaluation};
+use super::{Evaluation, Interval, Loss, ProbeEvaluation};
 use crate::types::{PeriodId, Version};
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -24,9 +22,6 @@ pub struct GateLimits {
     pub max_parent_loss: f64,
     /// The same against the best ancestor: what may be lost over all periods together.
     pub max_cumulative_loss: f64,
-    /// Smallest share of their k nearest neighbours, 0..1, that the frames of an earlier period's probe set without labels have in
-    /// common with the version that learned it; 0 asks for none.
-    pub min_neighbour_overlap: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,14 +45,12 @@ pub enum Reason {
     ForgotParent { period: PeriodId, against: Version, loss: Interval, limit: f64 },
     /// More lost since the best ancestor than allowed.
     ForgotCumulative { period: PeriodId, against: Version, loss: Interval, limit: f64 },
-    /// Without labels: too few neighbours are still the same ones.
-    Drifted { period: PeriodId, against: Version, neighbour_overlap: f64, limit: f64 },
 }
 
 impl Reason {
     /// Every name, for metrics that exist before the first verdict.
-    pub const NAMES: [&str; 6] =
-        ["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative", "drifted"];
+    pub const NAMES: [&str; 5] =
+        ["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative"];
 
     pub const fn name(&self) -> &'static str {
         match self {
@@ -66,7 +59,6 @@ impl Reason {
             Self::LearnedNothing { .. } => Self::NAMES[2],
             Self::ForgotParent { .. } => Self::NAMES[3],
             Self::ForgotCumulative { .. } => Self::NAMES[4],
-            Self::Drifted { .. } => Self::NAMES[5],
         }
     }
 }
@@ -95,13 +87,6 @@ impl fmt::Display for Reason {
                     lost(*loss, *limit)
                 )
             }
-            Self::Drifted { period, against, neighbour_overlap, limit } => write!(
-                f,
-                "drifted too far on {period}, which has no labels: frames keep {:.1} % of their nearest neighbours under \
-                 {against}, at least {:.1} % are asked for",
-                neighbour_overlap * 100.0,
-                limit * 100.0
-            ),
         }
     }
 }
@@ -122,8 +107,7 @@ pub fn decide(evaluation: &Evaluation, limits: &GateLimits, is_first: bool) -> V
         .or_else(|| collapsed(evaluation, limits))
         .or_else(|| learned_nothing(evaluation, limits, is_first))
         .or_else(|| forgot_parent(evaluation, limits))
-        .or_else(|| forgot_cumulative(evaluation, limits))
-        .or_else(|| drifted(evaluation, limits));
+        .or_else(|| forgot_cumulative(evaluation, limits));
     match reason {
         Some(reason) => Verdict::Rejected { reason },
         None => Verdict::Accepted,
@@ -169,16 +153,6 @@ fn forgot_cumulative(evaluation: &Evaluation, limits: &GateLimits) -> Option<Rea
     Some(Reason::ForgotCumulative { period, against, loss, limit })
 }
 
-fn drifted(evaluation: &Evaluation, limits: &GateLimits) -> Option<Reason> {
-    let limit = limits.min_neighbour_overlap;
-    let unlabelled = evaluation.probes.iter().filter(|probe| probe.accuracies.knn.is_none());
-    let drifts = unlabelled.filter_map(|probe| Some((probe.period, probe.drift?)));
-    let beyond = drifts.filter(|(_, drift)| drift.neighbour_overlap < limit);
-    let (period, Drift { against, neighbour_overlap, .. }) =
-        beyond.min_by(|a, b| a.1.neighbour_overlap.total_cmp(&b.1.neighbour_overlap))?;
-    Some(Reason::Drifted { period, against, neighbour_overlap, limit })
-}
-
 /// Of the losses that are beyond the limit with certainty the surest.
 fn worst(
     evaluation: &Evaluation,
@@ -204,7 +178,6 @@ mod tests {
         require_learning: true,
         max_parent_loss: 0.05,
         max_cumulative_loss: 0.1,
-        min_neighbour_overlap: 0.4,
     };
 
     fn period(day: i64) -> PeriodId {
@@ -279,29 +252,6 @@ mod tests {
         let probes = |probe| move |evaluation: &mut Evaluation| evaluation.probes = vec![probe];
         assert_eq!(name(|e| probes(probe(1, loss(0.06, 0.1, 0.2), None))(e)), "forgot_parent");
         assert_eq!(name(|e| probes(probe(1, None, loss(0.11, 0.2, 0.3)))(e)), "forgot_cumulative");
-    }
-
-    #[test]
-    fn neighbours_count_where_there_are_no_labels() {
-        let drift = |day, overlap, knn| ProbeEvaluation {
-            drift: Some(Drift {
-                against: Version(day as u64),
-                cka: 0.5,
-                neighbour_overlap: overlap,
-                recoverability: None,
-            }),
-            accuracies: Accuracies { knn, ..Accuracies::default() },
-            ..probe(day, None, None)
-        };
-        let probes = |probes: &[ProbeEvaluation]| reason(|evaluation| evaluation.probes = probes.to_vec());
-        assert_eq!(probes(&[drift(1, 0.4, None), drift(2, 0.1, Some(0.7))]), None);
-        let found = probes(&[drift(1, 0.39, None), drift(2, 0.3, None)]).unwrap();
-        assert_eq!(found.name(), "drifted");
-        assert_eq!(
-            found.to_string(),
-            "drifted too far on 19700103T000000Z, which has no labels: frames keep 30.0 % of their nearest neighbours under \
-             v000002, at least 40.0 % are asked for"
-        );
     }
 
     #[test]

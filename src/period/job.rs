@@ -125,7 +125,7 @@ pub async fn build(
         model: settings.model.clone(),
         teacher,
         method: if first { Method::Finetune } else { settings.method },
-        teacher_share: settings.teacher_share,
+        teacher_share: if first { 0.0 } else { settings.teacher_share },
         optimisation,
         augmentation: settings.augmentation.clone(),
         composition: settings.composition,

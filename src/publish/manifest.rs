@@ -77,7 +77,7 @@ pub struct Training {
     /// Frames trained on, and frames set apart for the probe set.
     pub frames: u64,
     pub probe_frames: u64,
-    /// Frames of the period that are in neither for being a copy, or like a probe frame. Absent before 0.2.
+    /// Frames of the period that are in neither for being a copy, or like a probe frame. Absent in the first manifests.
     #[serde(default)]
     pub left_out: LeftOut,
     pub steps: u64,

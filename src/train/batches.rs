@@ -97,7 +97,7 @@ impl BatchPlan {
     /// more of them than must be; those without a scene fill the batches up.
     fn order(&self, epoch: u32) -> Vec<u32> {
         let batches = self.frames.len() / self.batch;
-        let mut kept = permutation(self.seed, epoch, self.frames.len() as u32);
+        let mut kept = permutation(self.seed, Domain::Order, epoch, self.frames.len() as u32);
         kept.truncate(batches * self.batch);
         let (mut shared, single): (Vec<u32>, Vec<u32>) =
             kept.into_iter().partition(|position| self.scenes[*position as usize].is_some());
@@ -112,7 +112,7 @@ impl BatchPlan {
         shared.sort_by_key(|position| places[&self.scenes[*position as usize]]);
         let mut dealt: Vec<Vec<u32>> = vec![Vec::with_capacity(self.batch); batches];
         // In an order of their own, or a scene's frames would be met in steps that follow each other.
-        let turns = permutation(self.seed, epoch, batches as u32);
+        let turns = permutation(self.seed, Domain::Turns, epoch, batches as u32);
         for (turn, position) in turns.iter().cycle().zip(shared) {
             dealt[*turn as usize].push(position);
         }

@@ -13,6 +13,7 @@ use crate::model::{Encoder, Mode};
 
 use super::batches::{BatchError, ViewMaker};
 use super::error::TrainError;
+use super::likeness::alike;
 use super::loss::ntxent;
 use super::network::Network;
 use super::rng::{Domain, permutation};
@@ -77,21 +78,22 @@ pub struct Pairs {
 
 /// Measures `network` on views and batches (of `optimisation.batch`, at `optimisation.tau`) that do not depend on
 /// it: two networks measured with the same arguments can be compared. Frames are mixed by the maker's seed
-/// before they are batched.
+/// before they are batched; those that are alike by `duplicate_distance` are no negatives of each other, as in training.
 pub fn measure_pairs(
     network: &Network,
     maker: &ViewMaker,
     indices: &[usize],
-    optimisation: &Optimisation,
+    (optimisation, duplicate_distance): (&Optimisation, f64),
     device: &Device,
 ) -> Result<Pairs, TrainError> {
     let dim = network.encoder().feature_dim();
     let mut pairs =
         Pairs { first: vec![0.0; indices.len() * dim], second: vec![0.0; indices.len() * dim], loss: 0.0 };
-    let order = permutation(maker.seed, PROBE_EPOCH, indices.len() as u32);
+    let order = permutation(maker.seed, Domain::Order, PROBE_EPOCH, indices.len() as u32);
     for positions in order.chunks(optimisation.batch.max(1)) {
         let frames: Vec<usize> = positions.iter().map(|position| indices[*position as usize]).collect();
-        let (features, loss) = measure_batch(network, maker, &frames, optimisation.tau, device)?;
+        let (features, loss) =
+            measure_batch(network, maker, &frames, (optimisation.tau, duplicate_distance), device)?;
         let (first, second) = features.split_at(frames.len() * dim);
         for (i, position) in positions.iter().enumerate() {
             let (from, to) = (i * dim..(i + 1) * dim, *position as usize * dim);
@@ -108,15 +110,16 @@ fn measure_batch(
     network: &Network,
     maker: &ViewMaker,
     frames: &[usize],
-    tau: f64,
+    (tau, duplicate_distance): (f64, f64),
     device: &Device,
 ) -> Result<(Vec<f32>, f64), TrainError> {
     let (count, size) = (frames.len(), maker.preprocessing.size);
-    let (views, _) = maker.pairs(Domain::ProbeViews, 0, frames)?;
+    let (views, thumbnails) = maker.pairs(Domain::ProbeViews, 0, frames)?;
     let views = Tensor::from_vec(views, (2 * count, 3, size, size), device)?;
     let (features, projections) = network.forward(&views, Mode::Eval)?;
     let projections = projections.detach();
-    let loss = ntxent(&projections.narrow(0, 0, count)?, &projections.narrow(0, count, count)?, tau, &[])?;
+    let same = alike(&thumbnails, duplicate_distance);
+    let loss = ntxent(&projections.narrow(0, 0, count)?, &projections.narrow(0, count, count)?, tau, &same)?;
     let loss = f64::from(loss.to_scalar::<f32>()?);
     Ok((features.detach().flatten_all()?.to_vec1()?, loss))
 }
@@ -173,7 +176,7 @@ mod tests {
         };
         let optimisation = Optimisation { batch: 4, ..fixtures::optimisation() };
         let measure = |indices: &[usize]| {
-            measure_pairs(&network(), &maker, indices, &optimisation, &Device::Cpu).unwrap()
+            measure_pairs(&network(), &maker, indices, (&optimisation, 0.0), &Device::Cpu).unwrap()
         };
         let all = measure(&[0, 1, 2, 3, 4, 5]);
         assert_eq!(all, measure(&[0, 1, 2, 3, 4, 5]));

@@ -68,7 +68,7 @@ fn equal_thumbnails_are_alike_at_any_limit_and_two_flat_ones_are_not_unless_they
 fn another_compression_and_a_shimmer_are_alike_and_a_scene_that_moved_is_not() {
     let first = of_bytes(&jpeg(&dark_scene(10, 0), 90));
     for again in [jpeg(&dark_scene(10, 0), 50), jpeg(&dark_scene(10, 1), 90), png(&dark_scene(10, 2))] {
-        assert!(first.is_like(&of_bytes(&again), 0.2));
+        assert!(first.is_like(&of_bytes(&again), 0.1));
         assert!(!first.is_like(&of_bytes(&again), 0.0));
     }
     assert!(!first.is_like(&of_bytes(&png(&dark_scene(22, 0))), 0.2));

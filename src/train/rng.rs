@@ -42,6 +42,8 @@ pub enum Domain {
     ProbeViews = 3,
     /// Seeds of the initial weights; the "frame" numbers the network.
     Weights = 4,
+    /// In which batches of an epoch the frames of a scene lie.
+    Turns = 5,
 }
 
 /// Where a sequence of draws belongs. `step` is below 2^32: a job's budget is checked against that.
@@ -117,10 +119,10 @@ pub fn weights_seed(seed: u64, network: u32) -> u64 {
     Draws::new(seed, place).next_u64()
 }
 
-/// A permutation of `0..len`, another one for each epoch: sorted by a drawn key, ties by index.
-pub fn permutation(seed: u64, epoch: u32, len: u32) -> Vec<u32> {
+/// A permutation of `0..len`, another one for each use and epoch: sorted by a drawn key, ties by index.
+pub fn permutation(seed: u64, domain: Domain, epoch: u32, len: u32) -> Vec<u32> {
     let key = |frame| {
-        let place = Place { domain: Domain::Order, step: epoch, frame, view: 0 };
+        let place = Place { domain, step: epoch, frame, view: 0 };
         Draws::new(seed, place).next_u64()
     };
     let mut keyed: Vec<(u64, u32)> = (0..len).map(|frame| (key(frame), frame)).collect();
@@ -191,9 +193,9 @@ mod tests {
     proptest! {
         #[test]
         fn an_epoch_holds_every_frame_once(seed: u64, epoch in 0u32..9, len in 0u32..300) {
-            let mut order = permutation(seed, epoch, len);
+            let mut order = permutation(seed, Domain::Order, epoch, len);
             if len > 20 {
-                prop_assert_ne!(&order, &permutation(seed, epoch + 1, len));
+                prop_assert_ne!(&order, &permutation(seed, Domain::Order, epoch + 1, len));
             }
             order.sort_unstable();
             prop_assert_eq!(order, (0..len).collect::<Vec<_>>());

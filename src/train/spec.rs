@@ -60,9 +60,11 @@ pub struct Recipe {
     /// Share of the teacher's weights in what is published, 0..1: after training, weights and running statistics of student and
     /// teacher are averaged, a straight line between two networks of which one was trained from the other (Wortsman et al.,
     /// *Robust fine-tuning of zero-shot models*, 2022).
+    #[serde(default)]
     pub teacher_share: f64,
     pub optimisation: Optimisation,
     pub augmentation: Augmentation,
+    #[serde(default = "Composition::as_they_came")]
     pub composition: Composition,
     pub probe: ProbeSpec,
     /// Probe sets of earlier periods that the candidate is measured on.
@@ -157,9 +159,22 @@ pub struct Composition {
     pub duplicate_distance: f64,
 }
 
+impl Method {
+    /// Whether what is published is averaged with the teacher where the configuration says by how much: what is meant to show forgetting
+    /// is left as it is.
+    pub fn is_averaged(&self) -> bool {
+        matches!(self, Method::Lwf { .. } | Method::Cassle { .. })
+    }
+}
+
 impl Composition {
     /// Every frame is trained on, with whatever others; only frames with equal thumbnails are no negatives of each other.
     pub const AS_THEY_COME: Self = Self { spacing_ms: 0, max_copies: u64::MAX, duplicate_distance: 0.0 };
+
+    /// What a job was composed by before it said so.
+    fn as_they_came() -> Self {
+        Self::AS_THEY_COME
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -229,6 +244,7 @@ pub struct Outcome {
     pub probe_frames: u64,
     pub train_frames: u64,
     /// Not trained on: copies beyond `max_copies`, and frames that a probe frame is like.
+    #[serde(default)]
     pub left_out: LeftOut,
     pub steps: u64,
     pub seconds: f64,
@@ -284,4 +300,30 @@ pub enum Progress {
     Failed {
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::train::fixtures;
+
+    /// A daemon of a newer build finds what a child of an older one left.
+    #[test]
+    fn jobs_and_outcomes_of_before_batches_were_composed_and_weights_averaged_are_read() {
+        let mut job = serde_json::to_value(fixtures::job()).unwrap();
+        let recipe = job["recipe"].as_object_mut().unwrap();
+        assert!(recipe.remove("teacher_share").is_some() && recipe.remove("composition").is_some());
+        let TrainJob { recipe, .. } = serde_json::from_value(job).unwrap();
+        assert_eq!((recipe.teacher_share, recipe.composition), (0.0, Composition::AS_THEY_COME));
+
+        let outcome: Outcome = serde_json::from_value(json!({
+            "schema": 1, "files": [], "evaluation": { "finite": true, "new_probe": null, "probes": [] }, "probe_frames": 7,
+            "train_frames": 100, "steps": 3, "seconds": 1.5, "device": "cpu", "program_version": "0.1.0", "seed": 5,
+            "hyper_parameters": Value::Null,
+        }))
+        .unwrap();
+        assert_eq!(outcome.left_out, LeftOut::default());
+    }
 }

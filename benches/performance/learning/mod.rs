@@ -63,20 +63,24 @@ pub fn precision(
 /// three times as large one, where rounding grows faster.
 ///
 /// # Errors
-/// Where they differ by more than they may at the daemon's, after the page says so.
+/// Where they differ by more than they may, after the page says so.
 pub fn parity(learning: &Learning, python: &Path) -> Result<()> {
     // First of all, while there is one thread.
     palimpsest::train::runtime::prepare(recipe::THREADS)?;
     let periods =
         Stream::read(&Source::Folder(learning.stream.clone())).with_context(|| no_stream(learning))?.periods;
-    let rates = [
-        recipe::Settings::default_learning_rate()?,
-        recipe::Settings::benchmark()?.optimisation.learning_rate,
-    ];
-    let found = rates.map(|rate| parity::compare(&periods, python, rate));
-    let found = found.into_iter().collect::<Result<Vec<_>>>()?;
-    page::replace(learning, "make parity", &page::parity(&Machine::inspect(false)?, &found)?)?;
-    ensure!(found[0].holds(), "losses or weights differ by more than they may");
+    let [first, second, ..] = &periods[..] else { anyhow::bail!("the stream has no second period") };
+    let teacher = parity::teacher(first)?;
+    let compare = |rate| parity::compare(second, &teacher, rate, python);
+    let daemon = compare(recipe::Settings::default_learning_rate()?)?;
+    let benchmark = compare(recipe::Settings::benchmark()?.optimisation.learning_rate)?;
+    let page = page::parity(&Machine::inspect(false)?, [&daemon, &benchmark])?;
+    page::replace(learning, "make parity", &page)?;
+    ensure!(daemon.holds(), "losses or weights differ by more than they may at the daemon's learning rate");
+    ensure!(
+        benchmark.is_rounding(),
+        "losses or weights differ by more than rounding at the benchmark's learning rate"
+    );
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
 
-use super::parity::{LOSS_TOLERANCE, Parity, STEPS, WEIGHT_TOLERANCE};
+use super::parity::{LOSS_TOLERANCE, Parity, STEPS, TIMES_THE_PEER, WEIGHT_TOLERANCE};
 use super::precision::Curves;
 use super::run::SCORES;
 use super::spread::{Spread, WINDOW};
@@ -85,13 +85,13 @@ fn scores(sides: &[&SideResult]) -> Result<String> {
 }
 
 /// What differs most at each learning rate, and losses side by side at the first of them.
-pub fn parity(machine: &Machine, found: &[Parity]) -> Result<String> {
-    let [first, ..] = found else { anyhow::bail!("nothing was compared") };
+pub fn parity(machine: &Machine, found: [&Parity; 2]) -> Result<String> {
+    let [first, _] = found;
     let mut text = format!(
         "`make parity`, {}, palimpsest {}, torch {}.\n\n\
          Over {STEPS} steps, the largest difference of a loss from PyTorch's in f64, in shares of the loss, and at the end that of all \
          learned weights together, in shares of their norm. The bars are {LOSS_TOLERANCE:.0e} and {WEIGHT_TOLERANCE:.0e} at the daemon's \
-         learning rate, the first row.\n\n\
+         learning rate, the first row, and {TIMES_THE_PEER} times PyTorch's own differences at the benchmark's.\n\n\
          | peak learning rate | losses here, in f32 | PyTorch's in f32 | weights here | PyTorch's in f32 |\n|--:|--:|--:|--:|--:|\n",
         made_on(machine),
         palimpsest::VERSION,

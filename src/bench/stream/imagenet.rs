@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Found, FoundPeriod, StreamError, entries, folders, images, name, read_text};
-use crate::train::rng::permutation;
+use crate::train::rng::{Domain, permutation};
 
 /// Keys the order of classes; another value gives another, equally good one.
 const ORDER_SEED: u64 = 0;
@@ -24,7 +24,7 @@ pub(super) fn find(root: &Path, periods: usize) -> Result<Vec<FoundPeriod>, Stre
     if periods == 0 || classes.len() < 2 * periods {
         return Err(StreamError::Periods { classes: classes.len(), periods });
     }
-    let order = permutation(ORDER_SEED, 0, classes.len() as u32);
+    let order = permutation(ORDER_SEED, Domain::Order, 0, classes.len() as u32);
     let mut train = train;
     let period = |index: usize| {
         // As even as they can be.

@@ -110,8 +110,10 @@ impl Stream {
             Source::ImageNet { folder, periods } => (folder, imagenet::find(folder, *periods)?),
             Source::CelebA(root) => (root, celeba::find(root)?),
         };
-        let digest = digest(root, &found, matches!(source, Source::Folder(_)))?;
-        let periods = found.into_iter().map(|period| period.check(root)).collect::<Result<_, _>>()?;
+        let is_ours = matches!(source, Source::Folder(_));
+        let digest = digest(root, &found, is_ours)?;
+        let periods =
+            found.into_iter().map(|period| period.check(root, is_ours)).collect::<Result<_, _>>()?;
         Ok(Self { periods, digest })
     }
 }
@@ -130,7 +132,8 @@ struct FoundPeriod {
 }
 
 impl FoundPeriod {
-    fn check(mut self, root: &Path) -> Result<Period, StreamError> {
+    /// `is_ours`: names may tell when a frame was taken.
+    fn check(mut self, root: &Path, is_ours: bool) -> Result<Period, StreamError> {
         let labels_of =
             |frames: &[Found]| frames.iter().map(|frame| frame.label.clone()).collect::<BTreeSet<_>>();
         let (trained, tested) = (labels_of(&self.train), labels_of(&self.test));
@@ -149,15 +152,17 @@ impl FoundPeriod {
         let all = || self.train.iter().chain(&self.test);
         let number = |frame: &Found| label_names.binary_search(&frame.label).map_or(u32::MAX, |at| at as u32);
         let labels = all().map(number).collect();
-        let frames = all().enumerate().map(|(index, frame)| (meta(root, frame, index), frame.path.clone()));
+        let frames =
+            all().enumerate().map(|(index, frame)| (meta((root, is_ours), frame, index), frame.path.clone()));
         let frames = Arc::new(FrameSet::of_files(frames));
         Ok(Period { name: self.name, frames, labels, label_names, train: self.train.len() })
     }
 }
 
-fn meta(root: &Path, frame: &Found, index: usize) -> FrameMeta {
+fn meta((root, is_ours): (&Path, bool), frame: &Found, index: usize) -> FrameMeta {
     let path = below(root, &frame.path);
-    let (stream_id, captured_at) = capture(&path).unwrap_or((&path, index as i64));
+    let captured = is_ours.then(|| capture(&path)).flatten();
+    let (stream_id, captured_at) = captured.unwrap_or((&path, index as i64));
     FrameMeta {
         stream_id: stream_id.into(),
         captured_at: EventTime(captured_at),
@@ -173,6 +178,14 @@ fn meta(root: &Path, frame: &Found, index: usize) -> FrameMeta {
 fn capture(path: &str) -> Option<(&str, i64)> {
     let (stream, time) = path.rsplit_once('.')?.0.rsplit_once('@')?;
     Some((stream, time.parse().ok()?))
+}
+
+/// Where a frame lies below the stream's folder: its path, or `STREAM@MILLISECONDS`.
+pub fn path_of(frame: &FrameMeta) -> String {
+    match frame.captured_at.as_ms() == frame.offset {
+        true => frame.stream_id.to_string(),
+        false => format!("{}@{}", frame.stream_id, frame.captured_at.as_ms()),
+    }
 }
 
 /// As tools/streams prints it when it makes a stream: of each file's path, length and bytes, in the order of paths. The bytes of
@@ -259,6 +272,25 @@ pub(super) mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_name_may_tell_when_a_frame_was_taken() {
+        assert_eq!(capture("01-a/train/x/walk03@583.png"), Some(("01-a/train/x/walk03", 583)));
+        assert_eq!(capture("01-a/train/x/f07.png"), None);
+        assert_eq!(capture("01-a/train/x/home@night.png"), None);
+        let folder = tempfile::tempdir().unwrap();
+        write_stream(folder.path(), &[2], (2, 1));
+        let label = folder.path().join("01-part/train/label0");
+        std::fs::rename(label.join("f01.png"), label.join("walk1@1250.png")).unwrap();
+        let stream = read(folder.path(), Source::Folder(folder.path().into())).unwrap();
+        let metas = stream.periods[0].frames.metas();
+        assert_eq!(
+            (&*metas[1].stream_id, metas[1].captured_at),
+            ("01-part/train/label0/walk1", EventTime(1250))
+        );
+        assert_eq!(path_of(&metas[0]), "01-part/train/label0/f00.png");
+        assert_eq!(path_of(&metas[1]), "01-part/train/label0/walk1@1250");
     }
 
     /// Writes files with their contents below `folder`.

@@ -68,7 +68,8 @@ impl<'a> Subject<'a> {
     /// Embeddings of two augmented views of each frame, and their NT-Xent: the same views for every subject.
     fn views(&self, frames: &Arc<FrameSet>, indices: &[usize]) -> Result<(Embeddings, Embeddings, f64)> {
         let maker = view_maker(self.recipe, frames);
-        let pairs = measure_pairs(&self.network, &maker, indices, &self.recipe.optimisation, self.device)?;
+        let settings = (&self.recipe.optimisation, self.recipe.composition.duplicate_distance);
+        let pairs = measure_pairs(&self.network, &maker, indices, settings, self.device)?;
         let dim = self.network.encoder().feature_dim();
         let embeddings = |data| Embeddings::new(indices.len(), dim, data);
         Ok((embeddings(pairs.first), embeddings(pairs.second), pairs.loss))
