@@ -137,24 +137,22 @@ fn lost(results: &Value, method: &str) -> Vec<f64> {
     runs.map(of_run).collect()
 }
 
-/// Measured with AVX2: finetune lost 6.3 and 7.9 points, lwf without the average 0.3 and 0.4, with it -0.2 and -0.9.
+/// By the distillation alone, without the average of weights. Measured with AVX2: finetune lost 6.3 and 7.9 points, lwf 0.3 and 0.3.
 #[test]
-fn distillation_forgets_less_than_finetuning_with_and_without_the_average() {
+fn distillation_forgets_less_than_finetuning() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     write_sample_stream(&folder.join("stream"));
     std::fs::write(folder.join("bench.toml"), SAMPLE_CONFIG).unwrap();
-    let ended = bench(folder, "out", ("finetune,lwf,lwf:share=0", "2"), None);
+    let ended = bench(folder, "out", ("finetune,lwf:share=0", "2"), None);
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     let results = results(folder, "out");
     let finetune = lost(&results, "finetune");
     assert!(finetune.len() == 2 && finetune.iter().all(|lost| *lost > 3.0), "{finetune:?}");
-    for method in ["lwf", "lwf:share=0"] {
-        let lwf = lost(&results, method);
-        assert_eq!(lwf.len(), 2);
-        let less = lwf.iter().zip(&finetune).all(|(lwf, finetune)| *lwf < 0.5 * finetune);
-        assert!(less, "{method} lost {lwf:?}, finetune {finetune:?}");
-    }
+    let lwf = lost(&results, "lwf:share=0");
+    assert_eq!(lwf.len(), 2);
+    let less = lwf.iter().zip(&finetune).all(|(lwf, finetune)| *lwf < 0.5 * finetune);
+    assert!(less, "lwf lost {lwf:?}, finetune {finetune:?}");
 }
 
 /// Versions that are finished, and when each was.
