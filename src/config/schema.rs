@@ -272,7 +272,7 @@ schema! {
         /// Weight of the distillation against the contrastive loss. Larger forgets less and learns less. finetune ignores it.
         lambda: f64 = 4.0, above(0.0, 1000.0);
         /// Share of the teacher's weights in the published ones: after training, student and teacher are averaged. Larger forgets
-        /// less and learns less. finetune ignores it.
+        /// less and learns less. finetune ignores it. With lambda the row `lwf` of docs/forgetting.md, 0 its row `lwf:share=0`.
         teacher_share: f64 = 0.5, within(0.0, 0.9);
         /// Temperature of the contrastive loss.
         tau: f64 = 0.2, within(0.01, 10.0);
