@@ -16,7 +16,7 @@ use crate::model::preprocess::{Crop, MAX_PIXELS, PreprocessError, RgbFrame, Scal
 
 use super::batches::BatchError;
 use super::frames::FrameSet;
-use super::spec::Composition;
+use super::spec::{Composition, LeftOut};
 
 /// Pixels a side of a thumbnail. Larger tells apart what moved a little, smaller takes different scenes of one colour for the same.
 const SIDE: u32 = 8;
@@ -106,10 +106,7 @@ pub fn alike(thumbnails: &[Thumbnail], limit: f64) -> Vec<(usize, usize)> {
 pub struct Chosen {
     /// Indices into the set, in the order they had.
     pub train: Vec<usize>,
-    /// Because enough copies of them came before.
-    pub copies: usize,
-    /// Because a probe frame is like them.
-    pub near_probe: usize,
+    pub left_out: LeftOut,
 }
 
 /// Leaves out of `train`, frames with `looks`, what is like a frame of `probes`, and then of equal frames all but the first
@@ -118,18 +115,18 @@ pub fn choose(train: &[usize], looks: &[Look], probes: &[Look], rules: &Composit
     let probes = Probes::new(probes);
     let near: Vec<bool> =
         looks.par_iter().map(|look| probes.have_one_like(look, rules.duplicate_distance)).collect();
-    let mut chosen = Chosen { train: Vec::new(), copies: 0, near_probe: 0 };
+    let mut chosen = Chosen { train: Vec::new(), left_out: LeftOut::default() };
     let mut seen: HashMap<[u8; 32], u64> = HashMap::new();
     for ((&frame, look), near) in train.iter().zip(looks).zip(near) {
         if near {
-            chosen.near_probe += 1;
+            chosen.left_out.near_probe += 1;
             continue;
         }
         let copies = seen.entry(look.content).or_insert(0);
         *copies += 1;
         match *copies <= rules.max_copies {
             true => chosen.train.push(frame),
-            false => chosen.copies += 1,
+            false => chosen.left_out.copies += 1,
         }
     }
     chosen

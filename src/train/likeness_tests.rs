@@ -90,13 +90,13 @@ fn of_copies_the_first_few_are_trained_on_and_nothing_that_a_probe_frame_is_like
     let train = [0, 1, 2, 3, 4];
     let choose_by = |rules| choose(&train, &looks[..5], &looks[5..], &rules);
     let chosen = choose_by(RULES);
-    assert_eq!(chosen, Chosen { train: vec![0, 1], copies: 2, near_probe: 1 });
+    assert_eq!(chosen, Chosen { train: vec![0, 1], left_out: LeftOut { copies: 2, near_probe: 1 } });
     let twice = choose_by(Composition { max_copies: 2, ..RULES });
-    assert_eq!(twice, Chosen { train: vec![0, 1, 2], copies: 1, near_probe: 1 });
+    assert_eq!(twice, Chosen { train: vec![0, 1, 2], left_out: LeftOut { copies: 1, near_probe: 1 } });
     // Without a limit a copy of a probe frame still is not.
     let exact =
         choose(&train, &looks[..5], &[look(50, b"b")], &Composition { duplicate_distance: 0.0, ..RULES });
-    assert_eq!(exact, Chosen { train: vec![0, 3], copies: 2, near_probe: 1 });
+    assert_eq!(exact, Chosen { train: vec![0, 3], left_out: LeftOut { copies: 2, near_probe: 1 } });
 }
 
 #[test]
@@ -147,7 +147,7 @@ proptest! {
         let chosen = choose(&train, &looks, &probes, &rules);
         let expected: Vec<usize> =
             train.into_iter().filter(|frame| !probes.iter().any(|probe| looks[*frame].thumbnail.is_like(&probe.thumbnail, limit))).collect();
-        prop_assert_eq!(chosen.near_probe, looks.len() - expected.len());
+        prop_assert_eq!(chosen.left_out.near_probe as usize, looks.len() - expected.len());
         prop_assert_eq!(chosen.train, expected);
     }
 }

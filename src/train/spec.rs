@@ -243,7 +243,7 @@ pub struct Outcome {
     pub evaluation: crate::eval::Evaluation,
     pub probe_frames: u64,
     pub train_frames: u64,
-    /// Not trained on: copies beyond `max_copies`, and frames that a probe frame is like.
+    /// Frames that are neither trained on nor probed with.
     #[serde(default)]
     pub left_out: LeftOut,
     pub steps: u64,
@@ -255,9 +255,12 @@ pub struct Outcome {
     pub hyper_parameters: serde_json::Value,
 }
 
+/// Counts of frames that the split gives to training and that are not trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LeftOut {
+    /// Because enough frames with the same bytes came before.
     pub copies: u64,
+    /// Because a probe frame is like them.
     pub near_probe: u64,
 }
 

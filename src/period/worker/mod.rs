@@ -170,8 +170,7 @@ impl Worker<'_> {
         }
         let chosen = likeness::choose(&split.train, &looks, &probes, &recipe.composition);
         split.train = chosen.train;
-        let left_out = LeftOut { copies: chosen.copies as u64, near_probe: chosen.near_probe as u64 };
-        let LeftOut { copies, near_probe } = left_out;
+        let LeftOut { copies, near_probe } = chosen.left_out;
         tracing::info!(
             train = split.train.len(),
             probe = split.probe.len(),
@@ -179,7 +178,7 @@ impl Worker<'_> {
             near_probe,
             "frames chosen"
         );
-        Ok(left_out)
+        Ok(chosen.left_out)
     }
 
     fn looks(&self, frames: &FrameSet, indices: &[usize]) -> Result<Vec<Look>> {
