@@ -47,6 +47,7 @@ pub const FORGETTING: &str = "palimpsest_forgetting_ratio";
 pub const FORGETTING_AVERAGE: &str = "palimpsest_forgetting_average_ratio";
 pub const BACKWARD_TRANSFER: &str = "palimpsest_backward_transfer_ratio";
 pub const CKA: &str = "palimpsest_cka_ratio";
+pub const NEIGHBOUR_OVERLAP: &str = "palimpsest_neighbour_overlap_ratio";
 pub const EFFECTIVE_RANK: &str = "palimpsest_effective_rank";
 pub const LATEST_VERSION: &str = "palimpsest_latest_version";
 pub const LATEST_PUBLISHED: &str = "palimpsest_latest_published_timestamp_seconds";
@@ -101,7 +102,7 @@ const PROBES: Labels = &[("probe", &["knn", "linear", "few_shot"])];
 const REQUESTS: Labels = &[("op", &["put", "get", "list", "delete"]), ("outcome", &["ok", "error"])];
 /// What a gate can hold against a candidate.
 pub const GATE_REASONS: &[&str] =
-    &["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative"];
+    &["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative", "drifted"];
 const ACCEPTED: Labels = &[("verdict", &["accepted"]), ("reason", &["none"])];
 const REJECTED: Labels = &[("verdict", &["rejected"]), ("reason", GATE_REASONS)];
 
@@ -186,6 +187,11 @@ static CATALOG: &[Metric] = &[
         Some(PROBES),
     ),
     gauge(CKA, "Similarity of the latest version to the one that learned the period.", None),
+    gauge(
+        NEIGHBOUR_OVERLAP,
+        "Share of nearest neighbours that the latest version has in common with the one that learned the period.",
+        None,
+    ),
     gauge(EFFECTIVE_RANK, "RankMe of the latest version; low: collapsed.", Some(&[])),
     gauge(LATEST_VERSION, "Number of the version that latest names.", Some(&[])),
     gauge(LATEST_PUBLISHED, "When that version was published.", Some(&[])),

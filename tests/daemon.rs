@@ -377,6 +377,41 @@ async fn an_operator_closes_promotes_and_rolls_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_labels_a_candidate_that_drifted_from_its_parent_is_refused() {
+    use PeriodState::{Published, Rejected};
+    // Steps that nothing holds back, so large that few neighbours stay.
+    let drifting = [
+        ("train.method", r#""finetune""#),
+        ("train.learning_rate", "0.1"),
+        ("gate.min_neighbour_overlap", "0.9"),
+    ];
+    for (labelled, second) in [(true, Published), (false, Rejected)] {
+        let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
+        let site = Site::new(&broker.address(), "drifted", &drifting);
+        let mut daemon = site.daemon(None);
+        for mut record in (0..2).flat_map(|index| frames_of(index, 8, 12)) {
+            record.headers.retain(|(name, _)| labelled || name != "label");
+            broker.send("frames", 0, &record);
+        }
+        broker.send("frames", 0, &Record::watermark(period(2).start().plus_ms(LATENESS_MS)));
+        let registry = site.registry("drifted").await;
+        let ended = |periods: &[palimpsest::registry::PeriodRecord]| {
+            periods.iter().map(|period| period.state).eq([Published, second])
+        };
+        let periods = site.until_periods(registry.as_ref(), "the verdicts", ended).await;
+        let refused = sample(&scrape(&site).await, "palimpsest_gate_verdicts_total", r#"reason="drifted""#);
+        assert_eq!(refused, if labelled { 0.0 } else { 1.0 });
+        if !labelled {
+            let reason = periods[1].reason.as_ref().unwrap();
+            let named = format!("drifted too far on {}", period(0));
+            assert!(reason.contains(&named) && reason.contains("v000001"), "{reason}");
+        }
+        daemon.terminate();
+        assert!(daemon.ended(&site).await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_candidate_gets_no_number_and_can_be_tried_again() {
     let broker = Broker::start(&[("frames", 1), ("dead-letters", 1)]);
     frames_of(0, 8, 12).iter().for_each(|record| broker.send("frames", 0, record));

@@ -6,6 +6,7 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::stream::Period;
+use crate::eval::drift::Neighbourhoods;
 use crate::eval::{Embeddings, drift, knn, linear_probe};
 use crate::model::{Precision, Trainability};
 use crate::train::TrainError;
@@ -37,6 +38,24 @@ pub struct Scores {
     pub effective_rank: f64,
     /// Against the version that learned the period; absent on that version itself.
     pub drift: Option<DriftScores>,
+    /// Neighbour overlap with the version before; absent where that is the one that learned the period, as `drift` has it then.
+    pub parent_overlap: Option<f64>,
+}
+
+impl Scores {
+    /// Neighbour overlap with the version before, if it was measured on the period.
+    pub fn overlap_with_parent(&self) -> Option<f64> {
+        self.parent_overlap.or(self.drift.map(|drift| drift.neighbour_overlap))
+    }
+}
+
+/// Embeddings of all of one period's frames by earlier versions.
+#[derive(Debug, Clone)]
+pub struct Earlier {
+    /// By the version that learned the period.
+    pub learned: Embeddings,
+    /// By the version before this one, where that is another.
+    pub parent: Option<Embeddings>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -65,13 +84,12 @@ impl Measure<'_> {
         Ok(Network::load(self.model, version, COMPUTE, Trainability::Frozen)?)
     }
 
-    /// The version's scores on `period`, number `index`, and its embeddings of all the period's frames. `learned`: those of the
-    /// version that learned it.
+    /// The version's scores on `period`, number `index`, and its embeddings of all the period's frames.
     pub fn measure(
         &self,
         network: &Network,
         (index, period): (usize, &Period),
-        learned: Option<&Embeddings>,
+        earlier: Option<&Earlier>,
     ) -> Result<(Scores, Embeddings), TrainError> {
         let encoder = network.encoder();
         let frames = (0..period.frames.len()).map(|frame| period.frames.bytes(frame));
@@ -96,6 +114,8 @@ impl Measure<'_> {
         )?;
         let view = |rows| Embeddings::new(tested.len(), all.dim, rows);
         let of_tests = all.select(&tested);
+        let neighbours = Neighbourhoods::of(&of_tests, self.k);
+        let overlap = |old: &Embeddings| neighbours.overlap(&Neighbourhoods::of(old, self.k));
         let scores = Scores {
             period: index,
             linear: linear_probe::linear(&all, &period.labels, &split),
@@ -105,14 +125,17 @@ impl Measure<'_> {
             alignment: drift::alignment(&view(pairs.first), &view(pairs.second)),
             uniformity: drift::uniformity(&of_tests),
             effective_rank: drift::effective_rank(&of_tests),
-            drift: learned.map(|old| {
-                let old_tests = old.select(&tested);
+            drift: earlier.map(|Earlier { learned, .. }| {
+                let old_tests = learned.select(&tested);
                 DriftScores {
                     cka: drift::linear_cka(&of_tests, &old_tests),
-                    neighbour_overlap: drift::neighbour_overlap(&of_tests, &old_tests, self.k),
-                    recoverability: drift::recoverability(&all, old, &split),
+                    neighbour_overlap: overlap(&old_tests),
+                    recoverability: drift::recoverability(&all, learned, &split),
                 }
             }),
+            parent_overlap: earlier
+                .and_then(|earlier| earlier.parent.as_ref())
+                .map(|parent| overlap(&parent.select(&tested))),
         };
         Ok((scores, all))
     }

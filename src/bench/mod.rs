@@ -9,6 +9,7 @@
 //! under the hash of all three ([`versions`]). So a benchmark that was killed goes on where it was, and runs that begin
 //! alike share what they have in common. Nothing here prints: progress goes to a callback.
 
+pub mod label_free;
 pub mod measure;
 pub mod method;
 pub mod plot;

@@ -4,11 +4,11 @@
 //! is paired: the same seed's runs of two methods are subtracted first, and the interval is that of the mean over seeds.
 
 use std::fmt::Write as _;
-use std::ops::Range;
 
+use super::label_free;
 use super::measure::Scores;
 use super::results::{JOINT, Probe, Results, RunResult};
-use super::statistics::{Interval, Spread, rank_correlation, ratio};
+use super::statistics::{Interval, Spread, ratio};
 
 /// What the others are compared with.
 const BASELINE: &str = "finetune";
@@ -27,8 +27,9 @@ pub fn markdown(results: &Results, command: &str) -> String {
     if results.stream.periods.len() > 2 {
         over_time(&mut text, results);
     }
-    label_free(&mut text, results);
-    correlations(&mut text, results);
+    label_free::newest(&mut text, results);
+    label_free::correlations(&mut text, results);
+    label_free::closings(&mut text, results);
     text
 }
 
@@ -211,109 +212,8 @@ fn over_time(text: &mut String, results: &Results) {
     text.push('\n');
 }
 
-/// A measure without labels, of a version on a period that an earlier one learned.
-struct LabelFree {
-    name: &'static str,
-    /// Larger is expected with more forgetting.
-    of: fn(&Scores, &Scores) -> Option<f64>,
-    digits: usize,
-}
-
-/// Each takes the newest version's scores and those of the version that learned the period.
-const LABEL_FREE: [LabelFree; 7] = [
-    LabelFree { name: "1 - CKA", of: |new, _| Some(1.0 - new.drift?.cka), digits: 3 },
-    LabelFree {
-        name: "1 - neighbour overlap",
-        of: |new, _| Some(1.0 - new.drift?.neighbour_overlap),
-        digits: 3,
-    },
-    LabelFree { name: "1 - recoverability", of: |new, _| Some(1.0 - new.drift?.recoverability), digits: 3 },
-    LabelFree {
-        name: "rise of the contrastive loss",
-        of: |new, old| Some(new.contrastive_loss - old.contrastive_loss),
-        digits: 3,
-    },
-    LabelFree { name: "rise of alignment", of: |new, old| Some(new.alignment - old.alignment), digits: 3 },
-    LabelFree { name: "rise of uniformity", of: |new, old| Some(new.uniformity - old.uniformity), digits: 3 },
-    LabelFree {
-        name: "fall of the effective rank",
-        of: |new, old| Some(old.effective_rank - new.effective_rank),
-        digits: 2,
-    },
-];
-
-fn label_free(text: &mut String, results: &Results) {
-    text.push_str("Measures without labels of the newest version on the earlier periods, against the version that learned each:\n\n| method |");
-    LABEL_FREE.iter().for_each(|measure| {
-        let _ = write!(text, " {} |", measure.name);
-    });
-    let _ = write!(text, "\n|---|{}\n", "--:|".repeat(LABEL_FREE.len()));
-    for method in sequences(results) {
-        let runs = results.of(method);
-        let cells = LABEL_FREE.iter().map(|measure| {
-            let newest = |run: &&RunResult| {
-                changes(run, measure, run.versions.len().saturating_sub(1)..run.versions.len())
-            };
-            let values: Vec<f64> = runs.iter().flat_map(newest).map(|(value, _)| value).collect();
-            plain(&values, measure.digits)
-        });
-        let _ = writeln!(text, "| `{method}` | {} |", cells.collect::<Vec<_>>().join(" | "));
-    }
-    text.push('\n');
-}
-
-/// Which of them ranks runs as their forgetting does.
-fn correlations(text: &mut String, results: &Results) {
-    text.push_str(
-        "Spearman's rank correlation of each measure with forgetting, over every version and earlier period of all runs \
-         (`joint` left out):\n\n| measure | pairs | linear | kNN | 10-shot |\n|---|--:|--:|--:|--:|\n",
-    );
-    let runs: Vec<&RunResult> = results.runs.iter().filter(|run| run.is_sequence()).collect();
-    for measure in &LABEL_FREE {
-        let pairs: Vec<(f64, [f64; 3])> =
-            runs.iter().flat_map(|run| changes(run, measure, 0..run.versions.len())).collect();
-        let cell = |probe: usize| {
-            let pairs: Vec<(f64, f64)> = pairs.iter().map(|(value, lost)| (*value, lost[probe])).collect();
-            rank_correlation(&pairs).map_or("-".to_owned(), |rho| format!("{rho:.2}"))
-        };
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {} |",
-            measure.name,
-            pairs.len(),
-            cell(0),
-            cell(1),
-            cell(2)
-        );
-    }
-    text.push('\n');
-}
-
-/// A measure of those versions on every earlier period, with what was forgotten there by each probe.
-fn changes(run: &RunResult, measure: &LabelFree, versions: Range<usize>) -> Vec<(f64, [f64; 3])> {
-    let learned = |period: usize| {
-        run.versions.iter().find_map(|version| version.scores.iter().find(|scores| scores.period == period))
-    };
-    let histories = Probe::ALL.map(|probe| run.history(probe));
-    let mut found = Vec::new();
-    for index in versions {
-        let version = &run.versions[index];
-        for scores in version.scores.iter().filter(|scores| scores.drift.is_some()) {
-            let number = crate::types::Version(index as u64 + 1);
-            let lost = |history: &crate::eval::forgetting::History| {
-                history.forgetting(number, super::results::period_id(scores.period))
-            };
-            let value = learned(scores.period).and_then(|old| (measure.of)(scores, old));
-            if let (Some(value), [Some(a), Some(b), Some(c)]) = (value, histories.each_ref().map(lost)) {
-                found.push((value, [a, b, c]));
-            }
-        }
-    }
-    found
-}
-
 /// Methods that have something to forget.
-fn sequences(results: &Results) -> Vec<&str> {
+pub(super) fn sequences(results: &Results) -> Vec<&str> {
     let forgets = |method: &&str| results.of(method).iter().any(|run| run.versions.len() > 1);
     results.methods().into_iter().filter(forgets).collect()
 }
@@ -355,7 +255,7 @@ fn points(ratios: &[f64]) -> String {
     spread_text(&ratios.iter().map(|ratio| 100.0 * ratio).collect::<Vec<_>>(), 1)
 }
 
-fn plain(values: &[f64], digits: usize) -> String {
+pub(super) fn plain(values: &[f64], digits: usize) -> String {
     Spread::of(values).map_or("-".to_owned(), |spread| format!("{:.digits$}", spread.mean))
 }
 

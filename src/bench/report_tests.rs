@@ -14,6 +14,7 @@ fn scores(period: usize, knn: f64, cka: Option<f64>) -> Scores {
         uniformity: -2.0,
         effective_rank: 30.0,
         drift: cka.map(|cka| DriftScores { cka, neighbour_overlap: cka / 2.0, recoverability: cka }),
+        parent_overlap: None,
     }
 }
 
@@ -101,6 +102,31 @@ fn a_measure_that_ranks_as_forgetting_does_has_a_correlation_of_one() {
     assert_eq!(row(&text, "Spearman's", "1 - CKA"), "| 1 - CKA | 4 | 1.00 | 1.00 | 1.00 |");
     // It does not vary.
     assert_eq!(row(&text, "Spearman's", "rise of alignment"), "| rise of alignment | 4 | - | - | - |");
+}
+
+#[test]
+fn what_a_limit_would_refuse_is_counted_by_what_was_lost() {
+    let mut results = results();
+    let text = markdown(&results, "palimpsest bench");
+    // finetune: 10 and 8 points lost at overlaps of 0.3 and 0.31; lwf: 2 and 1 at 0.45 and 0.46; joint is no successor.
+    let closings = "1 - neighbour overlap with the version before";
+    assert!(text.contains("1.00 by linear probe, 1.00 by kNN, 1.00 by 10-shot"), "{text}");
+    assert_eq!(
+        row(&text, closings, "more than 5"),
+        "| more than 5 | 2 | 0.305 | 0 | 2 | 2 | 2 | 2 | 2 | 2 |"
+    );
+    assert_eq!(row(&text, closings, "3 to 5"), "| 3 to 5 | 0 | - | 0 | 0 | 0 | 0 | 0 | 0 | 0 |");
+    assert_eq!(row(&text, closings, "1 to 3"), "| 1 to 3 | 2 | 0.455 | 0 | 0 | 0 | 0 | 2 | 2 | 2 |");
+    // A third period: what was lost of the first counts from the second version on, by the overlap with it.
+    let third = Scores { parent_overlap: Some(0.58), ..scores(0, 0.705, Some(0.1)) };
+    let scores = vec![third, scores(1, 0.86, Some(1.0))];
+    results.runs[2].versions.push(VersionResult { steps: 10, seconds: 5.0, scores });
+    let text = markdown(&results, "palimpsest bench");
+    assert_eq!(
+        row(&text, closings, "less than 1"),
+        "| less than 1 | 1 | 0.580 | 0 | 0 | 0 | 0 | 0 | 0 | 1 |"
+    );
+    assert_eq!(row(&text, closings, "3 to 5"), "| 3 to 5 | 1 | 0.500 | 0 | 0 | 0 | 0 | 0 | 1 | 1 |");
 }
 
 #[test]

@@ -7,13 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::measure::{COMPUTE, Measure, Scores, frame_of};
+use super::measure::{COMPUTE, Earlier, Measure, Scores, frame_of};
 use super::method::{BenchMethod, Defaults, Kind};
 use super::results::{Results, RunResult, VersionResult, period_id};
 use super::stream::{Period, Stream, path_of};
 use super::versions::{Task, Trained, VersionError, Versions, Watch};
 use super::{BenchError, file_error};
-use crate::eval::Embeddings;
 use crate::train::TrainError;
 use crate::train::frames::{FrameSet, FrameSetWriter};
 use crate::train::network::{Network, NetworkBytes};
@@ -199,8 +198,8 @@ struct Learned {
     train: Vec<usize>,
 }
 
-/// The embeddings of each period by the version that learned it.
-type Seen = Vec<Embeddings>;
+/// What the earlier versions made of each period that one of them learned.
+type Seen = Vec<Earlier>;
 
 impl OneRun<'_> {
     fn run(&self) -> Result<RunResult, BenchError> {
@@ -331,13 +330,13 @@ impl OneRun<'_> {
             measure.network(&trained.network).map_err(|source| self.train_error(known - 1, None)(source))?;
         let mut scores: Vec<Scores> = Vec::new();
         for (index, period) in self.periods().iter().enumerate().take(known) {
-            let learned = seen.get(index);
-            let measured = measure.measure(&network, (index, period), learned);
+            let measured = measure.measure(&network, (index, period), seen.get(index));
             let (of_period, embeddings) =
                 measured.map_err(|source| self.train_error(index, Some(&period.frames))(source))?;
             scores.push(of_period);
-            if index == seen.len() {
-                seen.push(embeddings);
+            match seen.get_mut(index) {
+                Some(earlier) => earlier.parent = Some(embeddings),
+                None => seen.push(Earlier { learned: embeddings, parent: None }),
             }
         }
         Ok(VersionResult { steps: trained.steps, seconds: trained.seconds, scores })

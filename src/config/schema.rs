@@ -371,6 +371,9 @@ schema! {
         max_forgetting_parent: f64 = 0.05, within(0.0, 1.0);
         /// The same against the best ancestor, so that small losses can't add up unseen.
         max_forgetting_cumulative: f64 = 0.1, within(0.0, 1.0);
+        /// Where a probe set has no labels to measure forgetting by: share of its frames' probe.k nearest neighbours that they must have
+        /// in common with the parent version. Broken as the limits above are. 0: not asked.
+        min_neighbour_overlap: f64 = 0.3, within(0.0, 1.0);
         /// RankMe on the new probe set below which an embedding counts as collapsed.
         min_effective_rank: f64 = 4.0, within(1.0, 4096.0);
         /// Refuse a candidate whose contrastive loss on the new probe set is not below its teacher's.

@@ -1,7 +1,10 @@
-//! The paired bootstrap of a difference in accuracy, over clusters.
+//! The bootstrap of a mean over clusters, and of the paired difference of two accuracies.
 //!
 //! Frames of one stream resemble each other, so the unit drawn is the stream, not the frame (Efron &
 //! Tibshirani 1993, chapter 8; for pairs of classifiers on one set: Koehn 2004). Percentile interval.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use super::Interval;
 use super::random::SplitMix64;
@@ -15,51 +18,66 @@ pub struct Pairs<'a> {
     pub clusters: &'a [usize],
 }
 
-/// Accuracy of `before` minus accuracy of `after`, -1..1, with its 95 % interval from `resamples` draws of as
-/// many clusters as there are, with replacement. A positive value is a loss. With fewer than two clusters
-/// nothing can be said about the spread: the bounds are then -1 and 1.
+/// How often is drawn, and by which key.
+#[derive(Debug, Clone, Copy)]
+pub struct Draws {
+    pub resamples: usize,
+    pub seed: u64,
+}
+
+/// Accuracy of `before` minus accuracy of `after`, -1..1, with its 95 % interval, as [`mean`] has it. A positive value is a loss.
 ///
 /// # Panics
-/// If the three slices differ in length or are empty, or `resamples` is 0.
-pub fn paired_difference(pairs: Pairs, resamples: usize, seed: u64) -> Interval {
-    let queries = pairs.before.len();
-    assert!(queries > 0 && resamples > 0);
-    assert_eq!((pairs.after.len(), pairs.clusters.len()), (queries, queries));
-    let clusters = totals(pairs);
+/// If the three slices differ in length or are empty, or there are no resamples.
+pub fn paired_difference(pairs: Pairs, draws: Draws) -> Interval {
+    assert_eq!(pairs.before.len(), pairs.after.len());
+    let difference = |(&before, &after): (&bool, &bool)| f64::from(i8::from(before) - i8::from(after));
+    let differences: Vec<f64> = pairs.before.iter().zip(pairs.after).map(difference).collect();
+    mean(&differences, pairs.clusters, -1.0..=1.0, draws)
+}
+
+/// Mean of the values, which lie in `range`, with the 95 % interval of draws with replacement of as many clusters as there are;
+/// `clusters` is each value's, in any numbering. With fewer than two nothing can be said about the spread: the bounds are then the
+/// range's.
+///
+/// # Panics
+/// If the slices differ in length or are empty, or there are no resamples.
+pub fn mean(values: &[f64], clusters: &[usize], range: RangeInclusive<f64>, draws: Draws) -> Interval {
+    assert!(!values.is_empty() && draws.resamples > 0);
+    assert_eq!(values.len(), clusters.len());
+    let clusters = totals(values, clusters);
     let estimate = ratio(clusters.iter());
     if clusters.len() < 2 {
-        return Interval { estimate, lower: -1.0, upper: 1.0 };
+        return Interval { estimate, lower: *range.start(), upper: *range.end() };
     }
-    let mut random = SplitMix64::new(seed);
-    let mut draws: Vec<f64> = (0..resamples)
+    let mut random = SplitMix64::new(draws.seed);
+    let mut means: Vec<f64> = (0..draws.resamples)
         .map(|_| ratio((0..clusters.len()).map(|_| &clusters[random.below(clusters.len())])))
         .collect();
-    draws.sort_by(f64::total_cmp);
-    Interval { estimate, lower: quantile(&draws, 0.025), upper: quantile(&draws, 0.975) }
+    means.sort_by(f64::total_cmp);
+    Interval { estimate, lower: quantile(&means, 0.025), upper: quantile(&means, 0.975) }
 }
 
 #[derive(Default)]
 struct Cluster {
-    queries: i64,
-    /// Right answers of `before` minus those of `after`.
-    difference: i64,
+    count: f64,
+    sum: f64,
 }
 
-fn totals(pairs: Pairs) -> Vec<Cluster> {
-    let mut clusters = std::collections::BTreeMap::<usize, Cluster>::new();
-    for ((&before, &after), &cluster) in pairs.before.iter().zip(pairs.after).zip(pairs.clusters) {
-        let total = clusters.entry(cluster).or_default();
-        total.queries += 1;
-        total.difference += i64::from(before) - i64::from(after);
+fn totals(values: &[f64], clusters: &[usize]) -> Vec<Cluster> {
+    let mut totals = BTreeMap::<usize, Cluster>::new();
+    for (value, &cluster) in values.iter().zip(clusters) {
+        let total = totals.entry(cluster).or_default();
+        total.count += 1.0;
+        total.sum += value;
     }
-    clusters.into_values().collect()
+    totals.into_values().collect()
 }
 
 fn ratio<'a>(clusters: impl Iterator<Item = &'a Cluster>) -> f64 {
-    let (queries, difference) = clusters.fold((0, 0), |(queries, difference), cluster| {
-        (queries + cluster.queries, difference + cluster.difference)
-    });
-    difference as f64 / queries as f64
+    let (count, sum) =
+        clusters.fold((0.0, 0.0), |(count, sum), cluster| (count + cluster.count, sum + cluster.sum));
+    sum / count
 }
 
 /// Linear interpolation between order statistics (numpy's default).
@@ -90,11 +108,11 @@ mod tests {
         let after: Vec<bool> = (0..400).map(|i| (80..120).contains(&i)).collect();
         let clusters: Vec<usize> = (0..400).collect();
         let pairs = Pairs { before: &before, after: &after, clusters: &clusters };
-        let found = paired_difference(pairs, 4000, 1);
+        let found = paired_difference(pairs, Draws { resamples: 4000, seed: 1 });
         assert!((found.estimate - 0.1).abs() < 1e-12);
         assert!((found.lower - (0.1 - 1.96 * 0.0269)).abs() < 0.006, "{found:?}");
         assert!((found.upper - (0.1 + 1.96 * 0.0269)).abs() < 0.006, "{found:?}");
-        assert_eq!(found, paired_difference(pairs, 4000, 1));
+        assert_eq!(found, paired_difference(pairs, Draws { resamples: 4000, seed: 1 }));
     }
 
     #[test]
@@ -103,7 +121,7 @@ mod tests {
         let after = vec![false; 400];
         let width = |clusters: Vec<usize>| {
             let pairs = Pairs { before: &before, after: &after, clusters: &clusters };
-            let found = paired_difference(pairs, 2000, 1);
+            let found = paired_difference(pairs, Draws { resamples: 2000, seed: 1 });
             found.upper - found.lower
         };
         // Ten streams whose frames share their answer, against single frames.
@@ -113,8 +131,20 @@ mod tests {
     #[test]
     fn one_stream_bounds_nothing() {
         let pairs = Pairs { before: &[true, true], after: &[false, true], clusters: &[3, 3] };
-        let found = paired_difference(pairs, 100, 1);
+        let found = paired_difference(pairs, Draws { resamples: 100, seed: 1 });
         assert_eq!((found.estimate, found.lower, found.upper), (0.5, -1.0, 1.0));
+    }
+
+    #[test]
+    fn a_mean_of_shares_has_bounds_within_their_range() {
+        let (shares, clusters) = ([0.0, 0.2, 0.4, 0.6, 1.0, 1.0], [0, 0, 1, 1, 2, 2]);
+        let draws = Draws { resamples: 2000, seed: 1 };
+        let found = mean(&shares, &clusters, 0.0..=1.0, draws);
+        assert!((found.estimate - 3.2 / 6.0).abs() < 1e-12);
+        // Of three clusters' means 0.1, 0.5 and 1 all draws of one of them thrice are 1 in 27: beyond each quantile.
+        assert!((found.lower - 0.1).abs() < 1e-12 && (found.upper - 1.0).abs() < 1e-12, "{found:?}");
+        let alone = mean(&shares, &[7; 6], 0.0..=1.0, draws);
+        assert_eq!((alone.estimate, alone.lower, alone.upper), (found.estimate, 0.0, 1.0));
     }
 
     proptest! {
@@ -125,8 +155,9 @@ mod tests {
             let before: Vec<_> = answers.iter().map(|a| a.0).collect();
             let after: Vec<_> = answers.iter().map(|a| a.1).collect();
             let clusters: Vec<_> = answers.iter().map(|a| a.2).collect();
-            let found = paired_difference(Pairs { before: &before, after: &after, clusters: &clusters }, 200, seed);
-            let swapped = paired_difference(Pairs { before: &after, after: &before, clusters: &clusters }, 200, seed);
+            let draws = Draws { resamples: 200, seed };
+            let found = paired_difference(Pairs { before: &before, after: &after, clusters: &clusters }, draws);
+            let swapped = paired_difference(Pairs { before: &after, after: &before, clusters: &clusters }, draws);
             prop_assert!(-1.0 <= found.lower && found.lower <= found.upper && found.upper <= 1.0);
             prop_assert!((found.estimate + swapped.estimate).abs() < 1e-12);
             prop_assert!((found.lower + swapped.upper).abs() < 1e-12);

@@ -44,25 +44,53 @@ fn centred(points: &Embeddings) -> Panels {
     })
 }
 
-/// Mean share of each row's `k` nearest other rows (by cosine) that both spaces agree on, 0..1. `k` is capped at
-/// one less than the rows.
+/// The `k` nearest other rows of each row, by cosine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbourhoods {
+    k: usize,
+    rows: Vec<Vec<usize>>,
+}
+
+impl Neighbourhoods {
+    /// `k` is capped at one less than the rows.
+    ///
+    /// # Panics
+    /// With fewer than two rows, or `k` 0.
+    pub fn of(points: &Embeddings, k: usize) -> Self {
+        assert!(points.rows > 1 && k > 0);
+        let k = k.min(points.rows - 1);
+        let points = points.normalised();
+        let found = nearest(&points, &points, k, true);
+        let rows = found.iter().map(|row| row.iter().map(|neighbour| neighbour.row).collect());
+        Self { k, rows: rows.collect() }
+    }
+
+    /// The share of each row's neighbours that it has in `other` too, 0..1.
+    ///
+    /// # Panics
+    /// If they have other numbers of rows or neighbours.
+    pub fn shares(&self, other: &Self) -> Vec<f64> {
+        self.shared(other).map(|count| count as f64 / self.k as f64).collect()
+    }
+
+    /// Mean of [`Self::shares`].
+    pub fn overlap(&self, other: &Self) -> f64 {
+        self.shared(other).sum::<usize>() as f64 / (self.rows.len() * self.k) as f64
+    }
+
+    fn shared(&self, other: &Self) -> impl Iterator<Item = usize> {
+        assert_eq!((self.rows.len(), self.k), (other.rows.len(), other.k), "the same frames");
+        let pairs = self.rows.iter().zip(&other.rows);
+        pairs.map(|(a, b)| a.iter().filter(|row| b.contains(row)).count())
+    }
+}
+
+/// Mean share of each row's `k` nearest other rows (by cosine) that both spaces agree on, 0..1.
 ///
 /// # Panics
-/// With fewer than two rows, or `k` 0.
+/// As [`Neighbourhoods::of`] and [`Neighbourhoods::shares`].
 pub fn neighbour_overlap(x: &Embeddings, y: &Embeddings, k: usize) -> f64 {
-    assert_eq!(x.rows, y.rows, "the same frames");
-    assert!(x.rows > 1 && k > 0);
-    let k = k.min(x.rows - 1);
-    let neighbours = |points: &Embeddings| {
-        let points = points.normalised();
-        nearest(&points, &points, k, true)
-    };
-    let shared: usize = neighbours(x)
-        .iter()
-        .zip(&neighbours(y))
-        .map(|(a, b)| a.iter().filter(|one| b.iter().any(|other| other.row == one.row)).count())
-        .sum();
-    shared as f64 / (x.rows * k) as f64
+    Neighbourhoods::of(x, k).overlap(&Neighbourhoods::of(y, k))
 }
 
 /// Held-out R² of `old` as a ridge regression on `new`: fitted on `split.bank`, judged on `split.queries`, the

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::bootstrap::{Pairs, paired_difference};
+use super::bootstrap::{self, Draws, Pairs, paired_difference};
+use super::drift::Neighbourhoods;
 use super::knn::{Knn, knn};
 use super::split::{Split, by_label, held_out};
 use super::{
-    Accuracies, Ancestor, Drift, Embeddings, FrameMeta, Loss, NewProbeEvaluation, ProbeEvaluation, Shape,
-    drift, linear_probe,
+    Accuracies, Ancestor, Drift, Embeddings, FrameMeta, Loss, NewProbeEvaluation, Overlap, ProbeEvaluation,
+    Shape, drift, linear_probe,
 };
 use crate::types::{PeriodId, Version};
 
@@ -38,6 +39,12 @@ pub struct Settings {
     /// Resamples of the bootstrap.
     pub resamples: usize,
     pub seed: u64,
+}
+
+impl Settings {
+    fn draws(&self) -> Draws {
+        Draws { resamples: self.resamples, seed: self.seed }
+    }
 }
 
 /// One probe set as the candidate sees it. Row i of every matrix is `frames[i]`.
@@ -84,14 +91,17 @@ pub fn evaluate_probe(
         let (asked, candidate) = (asked.as_ref()?, candidate.as_ref()?);
         with_role(role).map(|old| asked.loss(old, candidate))
     };
+    let neighbours = Neighbourhoods::of(probe.candidate, settings.k);
     Ok(ProbeEvaluation {
         period: probe.period,
         frames: probe.frames.len() as u64,
         accuracies: accuracies(asked.as_ref(), probe.candidate, candidate.as_ref()),
         shape: shape(probe),
-        drift: with_role(Ancestor::Learned).map(|old| drift_from(old, probe, settings)),
+        drift: with_role(Ancestor::Learned).map(|old| drift_from(old, probe, &neighbours, settings)),
         parent_loss: loss_against(Ancestor::Parent),
         best_loss: loss_against(Ancestor::Best),
+        parent_overlap: with_role(Ancestor::Parent)
+            .map(|old| overlap_with(old, probe, &neighbours, settings)),
     })
 }
 
@@ -168,9 +178,8 @@ impl Asked {
         let numbers: BTreeMap<&str, u32> = names.into_iter().zip(0..).collect();
         // A frame without a label gets a number too, but the split names no such frame.
         let number = |frame: &FrameMeta| frame.label.as_deref().map_or(u32::MAX, |label| numbers[label]);
-        let streams: BTreeSet<&str> = frames.iter().map(|frame| frame.stream_id.as_str()).collect();
-        let streams: BTreeMap<&str, usize> = streams.into_iter().zip(0..).collect();
-        let clusters = split.queries.iter().map(|&row| streams[frames[row].stream_id.as_str()]).collect();
+        let streams = streams_of(frames);
+        let clusters = split.queries.iter().map(|&row| streams[row]).collect();
         Some(Self { labels: frames.iter().map(number).collect(), clusters, split, settings: *settings })
     }
 
@@ -181,11 +190,15 @@ impl Asked {
     fn loss(&self, old: &Older, candidate: &Knn) -> Loss {
         let before = self.knn(old.embeddings);
         let pairs = Pairs { before: &before.correct, after: &candidate.correct, clusters: &self.clusters };
-        Loss {
-            against: old.version,
-            knn: paired_difference(pairs, self.settings.resamples, self.settings.seed),
-        }
+        Loss { against: old.version, knn: paired_difference(pairs, self.settings.draws()) }
     }
+}
+
+/// Each frame's stream, numbered.
+fn streams_of(frames: &[FrameMeta]) -> Vec<usize> {
+    let names: BTreeSet<&str> = frames.iter().map(|frame| frame.stream_id.as_str()).collect();
+    let numbers: BTreeMap<&str, usize> = names.into_iter().zip(0..).collect();
+    frames.iter().map(|frame| numbers[frame.stream_id.as_str()]).collect()
 }
 
 fn accuracies(asked: Option<&Asked>, embeddings: &Embeddings, found: Option<&Knn>) -> Accuracies {
@@ -207,19 +220,26 @@ fn shape(probe: Probe) -> Shape {
     }
 }
 
-fn drift_from(old: &Older, probe: Probe, settings: &Settings) -> Drift {
+fn drift_from(old: &Older, probe: Probe, neighbours: &Neighbourhoods, settings: &Settings) -> Drift {
     let split = held_out(probe.frames, settings.block_ms, settings.guard_ms);
     Drift {
         against: old.version,
         cka: drift::linear_cka(probe.candidate, old.embeddings),
-        neighbour_overlap: drift::neighbour_overlap(probe.candidate, old.embeddings, settings.k),
+        neighbour_overlap: neighbours.overlap(&Neighbourhoods::of(old.embeddings, settings.k)),
         recoverability: split.map(|split| drift::recoverability(probe.candidate, old.embeddings, &split)),
     }
+}
+
+fn overlap_with(old: &Older, probe: Probe, neighbours: &Neighbourhoods, settings: &Settings) -> Overlap {
+    let shares = neighbours.shares(&Neighbourhoods::of(old.embeddings, settings.k));
+    let shared = bootstrap::mean(&shares, &streams_of(probe.frames), 0.0..=1.0, settings.draws());
+    Overlap { against: old.version, shared }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::Interval;
     use crate::types::EventTime;
 
     const SETTINGS: Settings =
@@ -289,6 +309,27 @@ mod tests {
         assert_eq!(found.accuracies, Accuracies::default());
         assert!(found.shape.effective_rank > 3.0 && found.shape.alignment.unwrap() > 0.0);
         assert!(found.drift.is_some());
+    }
+
+    #[test]
+    fn overlap_with_the_parents_neighbours_needs_no_labels() {
+        let mut frames = frames();
+        frames.iter_mut().for_each(|frame| frame.label = None);
+        let (good, moved, bad) = (points(0.2), points(0.3), points(30.0));
+        let shared = |candidate: &Embeddings| {
+            let older = [Older { version: Version(3), role: Ancestor::Parent, embeddings: &good }];
+            let found = evaluate_probe(probe(&frames, candidate), &older, &SETTINGS).unwrap();
+            assert_eq!((found.parent_loss, found.drift), (None, None));
+            let Overlap { against, shared } = found.parent_overlap.unwrap();
+            assert_eq!(against, Version(3));
+            assert!(shared.lower <= shared.estimate && shared.estimate <= shared.upper);
+            shared
+        };
+        assert_eq!(shared(&good), Interval { estimate: 1.0, lower: 1.0, upper: 1.0 });
+        let (moved, bad) = (shared(&moved), shared(&bad));
+        assert!(moved.lower > bad.upper && bad.lower < bad.upper, "{moved:?} {bad:?}");
+        let overlap = drift::neighbour_overlap(&points(0.3), &good, SETTINGS.k);
+        assert!((moved.estimate - overlap).abs() < 1e-12);
     }
 
     #[test]

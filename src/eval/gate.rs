@@ -2,13 +2,15 @@
 //!
 //! A pure function of the evaluation and the limits. Reasons are asked in a fixed order, the most fundamental
 //! first, and the first that holds is the verdict. A limit on forgetting is broken only when the whole 95 % interval
-//! lies beyond it: a small probe set is no ground for throwing a period's training away.
+//! lies beyond it: a small probe set is no ground for throwing a period's training away. Where a probe set has no labels to
+//! measure forgetting by, neighbour overlap with the parent stands in for it: of the measures without labels the one that follows
+//! forgetting best (docs/forgetting.md).
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Evaluation, Interval, Loss, ProbeEvaluation};
+use super::{Evaluation, Interval, Loss, Overlap, ProbeEvaluation};
 use crate::types::{PeriodId, Version};
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -22,6 +24,8 @@ pub struct GateLimits {
     pub max_parent_loss: f64,
     /// The same against the best ancestor: what may be lost over all periods together.
     pub max_cumulative_loss: f64,
+    /// Smallest neighbour overlap with the parent, 0..1, on an earlier period's probe set without labels; 0 asks for none.
+    pub min_neighbour_overlap: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,12 +49,14 @@ pub enum Reason {
     ForgotParent { period: PeriodId, against: Version, loss: Interval, limit: f64 },
     /// More lost since the best ancestor than allowed.
     ForgotCumulative { period: PeriodId, against: Version, loss: Interval, limit: f64 },
+    /// Without labels: too few neighbours kept in this one period.
+    Drifted { period: PeriodId, against: Version, shared: Interval, limit: f64 },
 }
 
 impl Reason {
     /// Every name, for metrics that exist before the first verdict.
-    pub const NAMES: [&str; 5] =
-        ["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative"];
+    pub const NAMES: [&str; 6] =
+        ["not_finite", "collapsed", "learned_nothing", "forgot_parent", "forgot_cumulative", "drifted"];
 
     pub const fn name(&self) -> &'static str {
         match self {
@@ -59,6 +65,7 @@ impl Reason {
             Self::LearnedNothing { .. } => Self::NAMES[2],
             Self::ForgotParent { .. } => Self::NAMES[3],
             Self::ForgotCumulative { .. } => Self::NAMES[4],
+            Self::Drifted { .. } => Self::NAMES[5],
         }
     }
 }
@@ -87,6 +94,15 @@ impl fmt::Display for Reason {
                     lost(*loss, *limit)
                 )
             }
+            Self::Drifted { period, against, shared, limit } => write!(
+                f,
+                "drifted too far on {period}, which has no labels to measure forgetting by: its frames keep {:.1} % of their \
+                 nearest neighbours under the parent {against} (95 %: {:.1} to {:.1}), required are {:.1}",
+                shared.estimate * 100.0,
+                shared.lower * 100.0,
+                shared.upper * 100.0,
+                limit * 100.0
+            ),
         }
     }
 }
@@ -107,7 +123,8 @@ pub fn decide(evaluation: &Evaluation, limits: &GateLimits, is_first: bool) -> V
         .or_else(|| collapsed(evaluation, limits))
         .or_else(|| learned_nothing(evaluation, limits, is_first))
         .or_else(|| forgot_parent(evaluation, limits))
-        .or_else(|| forgot_cumulative(evaluation, limits));
+        .or_else(|| forgot_cumulative(evaluation, limits))
+        .or_else(|| drifted(evaluation, limits));
     match reason {
         Some(reason) => Verdict::Rejected { reason },
         None => Verdict::Accepted,
@@ -153,6 +170,17 @@ fn forgot_cumulative(evaluation: &Evaluation, limits: &GateLimits) -> Option<Rea
     Some(Reason::ForgotCumulative { period, against, loss, limit })
 }
 
+/// Asked where forgetting can't be.
+fn drifted(evaluation: &Evaluation, limits: &GateLimits) -> Option<Reason> {
+    let limit = limits.min_neighbour_overlap;
+    let unlabelled = evaluation.probes.iter().filter(|probe| probe.parent_loss.is_none());
+    let (period, Overlap { against, shared }) = unlabelled
+        .filter_map(|probe| Some((probe.period, probe.parent_overlap?)))
+        .filter(|(_, overlap)| overlap.shared.upper < limit)
+        .min_by(|a, b| a.1.shared.upper.total_cmp(&b.1.shared.upper))?;
+    Some(Reason::Drifted { period, against, shared, limit })
+}
+
 /// Of the losses that are beyond the limit with certainty the surest.
 fn worst(
     evaluation: &Evaluation,
@@ -178,6 +206,7 @@ mod tests {
         require_learning: true,
         max_parent_loss: 0.05,
         max_cumulative_loss: 0.1,
+        min_neighbour_overlap: 0.3,
     };
 
     fn period(day: i64) -> PeriodId {
@@ -201,7 +230,13 @@ mod tests {
             drift: None,
             parent_loss,
             best_loss,
+            parent_overlap: overlap(0.05, 0.1),
         }
+    }
+
+    fn overlap(lower: f64, upper: f64) -> Option<Overlap> {
+        let shared = Interval { estimate: (lower + upper) / 2.0, lower, upper };
+        Some(Overlap { against: Version(1), shared })
     }
 
     fn good() -> Evaluation {
@@ -251,7 +286,27 @@ mod tests {
         assert_eq!(with_new(|new| new.candidate_loss = 2.5), "learned_nothing");
         let probes = |probe| move |evaluation: &mut Evaluation| evaluation.probes = vec![probe];
         assert_eq!(name(|e| probes(probe(1, loss(0.06, 0.1, 0.2), None))(e)), "forgot_parent");
-        assert_eq!(name(|e| probes(probe(1, None, loss(0.11, 0.2, 0.3)))(e)), "forgot_cumulative");
+        assert_eq!(
+            name(|e| probes(probe(1, loss(0.0, 0.0, 0.0), loss(0.11, 0.2, 0.3)))(e)),
+            "forgot_cumulative"
+        );
+    }
+
+    #[test]
+    fn neighbours_count_where_there_are_no_labels_and_only_with_certainty() {
+        let unlabelled = |day, parent_overlap| ProbeEvaluation { parent_overlap, ..probe(day, None, None) };
+        let probes = |probes: &[ProbeEvaluation]| reason(|evaluation| evaluation.probes = probes.to_vec());
+        let labelled = probe(3, loss(-0.01, 0.01, 0.03), None);
+        assert_eq!(probes(&[labelled, unlabelled(1, overlap(0.1, 0.3)), unlabelled(2, None)]), None);
+        let found = probes(&[unlabelled(1, overlap(0.1, 0.29)), unlabelled(2, overlap(0.2, 0.28))]).unwrap();
+        assert_eq!(
+            (found.name(), found.to_string().as_str()),
+            (
+                "drifted",
+                "drifted too far on 19700103T000000Z, which has no labels to measure forgetting by: its frames keep 24.0 % of \
+                 their nearest neighbours under the parent v000001 (95 %: 20.0 to 28.0), required are 30.0"
+            )
+        );
     }
 
     #[test]

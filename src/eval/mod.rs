@@ -159,6 +159,14 @@ pub struct Loss {
     pub knn: Interval,
 }
 
+/// Neighbour overlap with an ancestor on one frozen probe set: a measure of what was kept that needs no labels.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Overlap {
+    pub against: Version,
+    /// Mean share of the k nearest neighbours that both have, 0..1, bootstrapped over streams.
+    pub shared: Interval,
+}
+
 /// The candidate on one earlier period's probe set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeEvaluation {
@@ -172,6 +180,8 @@ pub struct ProbeEvaluation {
     pub parent_loss: Option<Loss>,
     /// Against the best ancestor by kNN.
     pub best_loss: Option<Loss>,
+    /// Against the candidate's parent.
+    pub parent_overlap: Option<Overlap>,
 }
 
 /// Candidate and its reference (teacher; for the first period its own initial weights) on the new probe set.

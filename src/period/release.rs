@@ -14,7 +14,7 @@ use super::history;
 use super::job::JobSettings;
 use crate::eval::forgetting::{History, HistoryError};
 use crate::eval::gate::{GateLimits, Verdict};
-use crate::eval::{Accuracies, Shape};
+use crate::eval::{Accuracies, Interval, Overlap, Shape};
 use crate::failpoint;
 use crate::publish::manifest::{self, ByProbe, Manifest, ManifestError};
 use crate::publish::{card, copy, file};
@@ -197,13 +197,18 @@ impl Release<'_> {
                     recoverability: drift.recoverability,
                 });
                 let measured = (probe.period, probe.frames, &probe.accuracies, &probe.shape);
-                described_probe(measured, forgetting(matrix, version, probe.period), drift)
+                manifest::Probe {
+                    forgetting: forgetting(matrix, version, probe.period),
+                    drift,
+                    parent_overlap: probe.parent_overlap.map(described_overlap),
+                    ..described_probe(measured)
+                }
             })
             .collect();
         probes.sort_by_key(|probe| probe.period);
         if let Some(new) = &evaluation.new_probe {
             let measured = (new.period, new.frames, &new.candidate, &new.shape);
-            probes.push(described_probe(measured, ByProbe::default(), None));
+            probes.push(described_probe(measured));
         }
         manifest::Metrics {
             average_accuracy: by_probe(matrix, |history| history.average_accuracy(version)),
@@ -248,20 +253,25 @@ fn forgetting(matrix: &[History; 3], version: Version, period: PeriodId) -> ByPr
     by_probe(matrix, |history| history.forgetting(version, period))
 }
 
+/// Compared with no other version.
 fn described_probe(
     (period, frames, accuracies, shape): (PeriodId, u64, &Accuracies, &Shape),
-    forgetting: ByProbe,
-    drift: Option<manifest::Drift>,
 ) -> manifest::Probe {
     let Accuracies { knn, linear, few_shot } = *accuracies;
     manifest::Probe {
         period,
         frames,
         accuracy: ByProbe { knn, linear, few_shot },
-        forgetting,
+        forgetting: ByProbe::default(),
         alignment: shape.alignment,
         uniformity: Some(shape.uniformity),
         effective_rank: Some(shape.effective_rank),
-        drift,
+        drift: None,
+        parent_overlap: None,
     }
+}
+
+fn described_overlap(Overlap { against, shared }: Overlap) -> manifest::Overlap {
+    let Interval { estimate, lower, upper } = shared;
+    manifest::Overlap { against, estimate, lower, upper }
 }

@@ -111,10 +111,14 @@ impl Told {
             let transfer = history.backward_transfer(latest).unwrap_or(f64::NAN);
             gauge!(names::BACKWARD_TRANSFER, "probe" => probe).set(transfer);
         }
-        let cka = history::of(versions, scores, history::CKA)?;
-        for period in with_series {
-            let value = cka.score(latest, period).unwrap_or(f64::NAN);
-            gauge!(names::CKA, "period" => period.to_string()).set(value);
+        for (measure, name) in
+            [(history::CKA, names::CKA), (history::NEIGHBOUR_OVERLAP, names::NEIGHBOUR_OVERLAP)]
+        {
+            let history = history::of(versions, scores, measure)?;
+            for &period in &with_series {
+                let value = history.score(latest, period).unwrap_or(f64::NAN);
+                gauge!(name, "period" => period.to_string()).set(value);
+            }
         }
         self.periods = periods;
         version(measured)
@@ -144,7 +148,7 @@ mod tests {
         PeriodId(EventTime(number * 86_400_000))
     }
 
-    /// Version N learned period N and was measured by kNN and CKA on the periods `on`.
+    /// Version N learned period N and was measured by kNN, CKA and neighbour overlap on the periods `on`.
     fn published(number: u64, on: &[i64]) -> (VersionRecord, Vec<ScoreRecord>) {
         let version = Version(number);
         let record = VersionRecord {
@@ -161,7 +165,9 @@ mod tests {
             let value = 0.5 + 0.01 * number as f64;
             ScoreRecord { version, period: period(on), measure: measure.into(), value }
         };
-        (record, on.iter().flat_map(|&on| [score(on, history::KNN), score(on, history::CKA)]).collect())
+        let measures = [history::KNN, history::CKA, history::NEIGHBOUR_OVERLAP];
+        let scores = on.iter().flat_map(|&on| measures.map(|measure| score(on, measure))).collect();
+        (record, scores)
     }
 
     #[test]
@@ -188,7 +194,7 @@ mod tests {
             });
             line.map(|line| line.rsplit(' ').next().unwrap_or_default().to_owned())
         };
-        for name in [names::EVAL_ACCURACY, names::CKA] {
+        for name in [names::EVAL_ACCURACY, names::CKA, names::NEIGHBOUR_OVERLAP] {
             assert_eq!(value(name, 0).as_deref(), Some("NaN"), "{text}");
             assert_eq!(value(name, 1).as_deref(), Some("0.52"), "{text}");
             assert_eq!(value(name, 2).as_deref(), Some("0.52"), "{text}");

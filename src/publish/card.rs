@@ -79,8 +79,8 @@ fn shape(text: &mut String, manifest: &Manifest) {
     let _ = writeln!(text, "## Without labels\n");
     let _ = writeln!(
         text,
-        "| period | effective rank | alignment | uniformity | drift from | CKA | neighbours kept | recoverable R² |\n\
-         |---|--:|--:|--:|---|--:|--:|--:|"
+        "| period | effective rank | alignment | uniformity | drift from | CKA | neighbour overlap | recoverable R² | \
+         neighbour overlap with the parent (95 %) |\n|---|--:|--:|--:|---|--:|--:|--:|--:|"
     );
     for probe in &manifest.metrics.probes {
         let drift = match &probe.drift {
@@ -93,9 +93,12 @@ fn shape(text: &mut String, manifest: &Manifest) {
             ),
             None => "– | – | – | –".to_owned(),
         };
+        let overlap = probe.parent_overlap.map_or("–".to_owned(), |overlap| {
+            format!("{:.3} ({:.3} to {:.3})", overlap.estimate, overlap.lower, overlap.upper)
+        });
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {drift} |",
+            "| {} | {} | {} | {} | {drift} | {overlap} |",
             probe.period,
             probe.effective_rank.map_or("–".to_owned(), |rank| format!("{rank:.1}")),
             number(probe.alignment),
@@ -143,7 +146,7 @@ mod tests {
             "| 20260131T000000Z | 200 | 87.0 | 89.0 | – | 3.0 | 5.0 | – |",
             "| **average** | | 88.0 | 90.0 | – | 3.0 | 5.0 | – |",
             "Backward transfer (kNN, linear, 10-shot): -3.0, -1.0, –.",
-            "| 20260131T000000Z | 31.4 | – | -2.500 | v000001 | 0.921 | 0.640 | 0.800 |",
+            "| 20260131T000000Z | 31.4 | – | -2.500 | v000001 | 0.921 | 0.640 | 0.800 | 0.640 (0.600 to 0.700) |",
             "| gate | accepted |",
         ] {
             assert!(text.lines().any(|found| found == line), "{line:?} in\n{text}");

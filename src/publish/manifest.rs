@@ -125,6 +125,8 @@ pub struct Probe {
     pub effective_rank: Option<f64>,
     /// Against the version that learned the period.
     pub drift: Option<Drift>,
+    /// Against the parent: what the gate goes by where there are no labels.
+    pub parent_overlap: Option<Overlap>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -133,6 +135,15 @@ pub struct Drift {
     pub cka: f64,
     pub neighbour_overlap: f64,
     pub recoverability: Option<f64>,
+}
+
+/// Mean share of the nearest neighbours that both versions have, with the bounds of its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Overlap {
+    pub against: Version,
+    pub estimate: f64,
+    pub lower: f64,
+    pub upper: f64,
 }
 
 /// What the gate said.

@@ -60,6 +60,12 @@ pub(in crate::publish) fn example() -> Manifest {
                         neighbour_overlap: 0.64,
                         recoverability: Some(0.8),
                     }),
+                    parent_overlap: Some(Overlap {
+                        against: Version(1),
+                        estimate: 0.64,
+                        lower: 0.6,
+                        upper: 0.7,
+                    }),
                 },
                 Probe {
                     period: period(1),
@@ -70,6 +76,7 @@ pub(in crate::publish) fn example() -> Manifest {
                     uniformity: Some(-2.7),
                     effective_rank: Some(33.0),
                     drift: None,
+                    parent_overlap: None,
                 },
             ],
         },
