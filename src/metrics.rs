@@ -47,7 +47,8 @@ pub const FORGETTING: &str = "palimpsest_forgetting_ratio";
 pub const FORGETTING_AVERAGE: &str = "palimpsest_forgetting_average_ratio";
 pub const BACKWARD_TRANSFER: &str = "palimpsest_backward_transfer_ratio";
 pub const CKA: &str = "palimpsest_cka_ratio";
-pub const NEIGHBOUR_OVERLAP: &str = "palimpsest_neighbour_overlap_ratio";
+/// Labels `period`, `against` (`learned`, `parent`).
+pub const NEIGHBOUR_RETENTION: &str = "palimpsest_neighbour_retention_ratio";
 pub const EFFECTIVE_RANK: &str = "palimpsest_effective_rank";
 pub const LATEST_VERSION: &str = "palimpsest_latest_version";
 pub const LATEST_PUBLISHED: &str = "palimpsest_latest_published_timestamp_seconds";
@@ -188,8 +189,8 @@ static CATALOG: &[Metric] = &[
     ),
     gauge(CKA, "Similarity of the latest version to the one that learned the period.", None),
     gauge(
-        NEIGHBOUR_OVERLAP,
-        "Share of nearest neighbours that the latest version has in common with the one that learned the period.",
+        NEIGHBOUR_RETENTION,
+        "How much of the neighbourhoods under the version that learned the period, or under the parent, the latest one retains.",
         None,
     ),
     gauge(EFFECTIVE_RANK, "RankMe of the latest version; low: collapsed.", Some(&[])),

@@ -18,6 +18,6 @@ common=random,finetune,finetune:lr=1e-3,lwf,lwf:share=0,cassle
 bench atari-digits-40 5 "$common,lwf:share=0:lambda=1,cosine,replay,joint,lwf:share=0:lambda=16,lwf:lr=1e-3,finetune:share=0.5,lwf:share=0.3,cassle:share=0"
 bench atari-digits-20 5 "$common,lwf:lr=1e-3"
 bench fashion-split 3 "$common,lwf:lr=1e-3"
-bench five-periods 3 "finetune,finetune:lr=1e-3,lwf,lwf:share=0,cassle,replay"
+bench five-periods 3 "finetune,finetune:lr=1e-3,lwf,lwf:share=0,cassle,replay,lwf:share=0.3,cassle:share=0"
 bench near-duplicates 3 "finetune,finetune:spacing=0:distance=0,finetune:spacing=0,finetune:distance=0"
 tools/forgetting_page.sh

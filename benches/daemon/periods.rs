@@ -57,6 +57,7 @@ const SETTINGS: &[(&str, &str)] = &[
     // Every candidate is published, whatever so few steps have made of it.
     ("gate.max_forgetting_parent", "1.0"),
     ("gate.max_forgetting_cumulative", "1.0"),
+    ("gate.min_neighbour_retention", "0.0"),
     ("gate.min_effective_rank", "1.0"),
     ("gate.require_learning", "false"),
     ("retention.periods", "1"),

@@ -37,7 +37,7 @@ pub fn learn(config: &Config, holder: String, program: Program, init: Option<Fil
             min_effective_rank: config.gate.min_effective_rank,
             max_parent_loss: config.gate.max_forgetting_parent,
             max_cumulative_loss: config.gate.max_forgetting_cumulative,
-            min_neighbour_overlap: config.gate.min_neighbour_overlap,
+            min_neighbour_retention: config.gate.min_neighbour_retention,
             require_learning: config.gate.require_learning,
         },
         job: job(config, init),

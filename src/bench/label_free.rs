@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use super::measure::Scores;
-use super::report::{plain, sequences};
+use super::measure::{DriftScores, Scores};
+use super::report::{is_measured_on_all, plain, sequences};
 use super::results::{Probe, Results, RunResult, period_id};
 use super::statistics::rank_correlation;
 use crate::eval::forgetting::History;
@@ -19,12 +19,17 @@ struct LabelFree {
     digits: usize,
 }
 
-/// Each takes the newest version's scores and those of the version that learned the period.
-const LABEL_FREE: [LabelFree; 7] = [
+/// Each takes a version's scores and those of the version that learned the period.
+const LABEL_FREE: [LabelFree; 8] = [
     LabelFree { name: "1 - CKA", of: |new, _| Some(1.0 - new.drift?.cka), digits: 3 },
     LabelFree {
         name: "1 - neighbour overlap",
         of: |new, _| Some(1.0 - new.drift?.neighbour_overlap),
+        digits: 3,
+    },
+    LabelFree {
+        name: "1 - neighbour retention",
+        of: |new, _| Some(1.0 - new.drift?.neighbour_retention?),
         digits: 3,
     },
     LabelFree { name: "1 - recoverability", of: |new, _| Some(1.0 - new.drift?.recoverability), digits: 3 },
@@ -49,7 +54,7 @@ pub fn newest(text: &mut String, results: &Results) {
         let _ = write!(text, " {} |", measure.name);
     });
     let _ = write!(text, "\n|---|{}\n", "--:|".repeat(LABEL_FREE.len()));
-    for method in sequences(results) {
+    for method in sequences(results).into_iter().filter(|method| is_measured_on_all(results, method)) {
         let runs = results.of(method);
         let cells = LABEL_FREE.iter().map(|measure| {
             let newest = |run: &&RunResult| {
@@ -112,62 +117,77 @@ fn changes(run: &RunResult, measure: &LabelFree, versions: Range<usize>) -> Vec<
 }
 
 /// A version on an earlier period, against the version before it: what the gate is asked about.
-struct Closing {
+struct Step {
     overlap: f64,
+    retention: Option<f64>,
     /// By each probe.
     lost: [f64; 3],
 }
 
-/// Limits of `gate.min_neighbour_overlap` that the closings are counted for.
-const LIMITS: [f64; 7] = [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6];
+/// Limits of retention that the steps are counted for.
+const LIMITS: [f64; 7] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95];
 /// Where classes of what was lost by kNN begin, 0..1.
 const LOST: [(&str, f64); 4] =
     [("more than 5", 0.05), ("3 to 5", 0.03), ("1 to 3", 0.01), ("less than 1", f64::NEG_INFINITY)];
 
-/// How neighbour overlap with the version before goes with what was lost since, and what a limit by it would refuse.
-pub fn closings(text: &mut String, results: &Results) {
-    let found: Vec<Closing> =
-        results.runs.iter().filter(|run| run.is_sequence()).flat_map(closings_of).collect();
-    let correlation = |probe: usize| {
+/// How drift from the version before goes with what was lost since, and how many steps lie below a limit of it.
+pub fn steps(text: &mut String, results: &Results) {
+    let found: Vec<Step> = results.runs.iter().filter(|run| run.is_sequence()).flat_map(steps_of).collect();
+    let correlation = |of: fn(&Step) -> Option<f64>, probe: usize| {
         let pairs: Vec<(f64, f64)> =
-            found.iter().map(|closing| (1.0 - closing.overlap, closing.lost[probe])).collect();
+            found.iter().filter_map(|step| Some((1.0 - of(step)?, step.lost[probe]))).collect();
         rank_correlation(&pairs).map_or("-".to_owned(), |rho| format!("{rho:.2}"))
     };
+    let overlap: fn(&Step) -> Option<f64> = |step| Some(step.overlap);
     let _ = write!(
         text,
-        "1 - neighbour overlap with the version before ranks versions on earlier periods as what was lost since that version does: \
-         {} by linear probe, {} by kNN, {} by 10-shot. By what was lost, how many of them lie below a limit \
-         (`gate.min_neighbour_overlap`):\n\n| lost by kNN, points | pairs | mean overlap |",
-        correlation(0),
-        correlation(1),
-        correlation(2),
+        "Against the version before, on every earlier period: rank correlation with what was lost since then, of 1 - neighbour overlap \
+         {} by linear probe, {} by kNN, {} by 10-shot; of 1 - neighbour retention {}, {} and {}. By what was lost, how many of these \
+         pairs have a retention below a limit:\n\n| lost by kNN, points | pairs | mean overlap | mean retention |",
+        correlation(overlap, 0),
+        correlation(overlap, 1),
+        correlation(overlap, 2),
+        correlation(|step| step.retention, 0),
+        correlation(|step| step.retention, 1),
+        correlation(|step| step.retention, 2),
     );
     LIMITS.iter().for_each(|limit| {
         let _ = write!(text, " {limit} |");
     });
-    let _ = write!(text, "\n|---|--:|--:|{}\n", "--:|".repeat(LIMITS.len()));
+    let _ = write!(text, "\n|---|--:|--:|--:|{}\n", "--:|".repeat(LIMITS.len()));
     let mut most = f64::INFINITY;
     for (name, least) in LOST {
-        let class: Vec<f64> = found
-            .iter()
-            .filter(|closing| (least..most).contains(&closing.lost[1]))
-            .map(|closing| closing.overlap)
-            .collect();
+        let class: Vec<&Step> = found.iter().filter(|step| (least..most).contains(&step.lost[1])).collect();
         most = least;
-        let below = LIMITS.map(|limit| class.iter().filter(|overlap| **overlap < limit).count().to_string());
-        let _ = writeln!(text, "| {name} | {} | {} | {} |", class.len(), plain(&class, 3), below.join(" | "));
+        let overlaps: Vec<f64> = class.iter().map(|step| step.overlap).collect();
+        let retentions: Vec<f64> = class.iter().filter_map(|step| step.retention).collect();
+        let below = LIMITS.map(|limit| retentions.iter().filter(|one| **one < limit).count().to_string());
+        let _ = writeln!(
+            text,
+            "| {name} | {} | {} | {} | {} |",
+            class.len(),
+            plain(&overlaps, 3),
+            plain(&retentions, 3),
+            below.join(" | ")
+        );
     }
     text.push('\n');
 }
 
-fn closings_of(run: &RunResult) -> Vec<Closing> {
+fn steps_of(run: &RunResult) -> Vec<Step> {
     let mut found = Vec::new();
-    for versions in run.versions.windows(2) {
-        for new in &versions[1].scores {
-            let before = versions[0].scores.iter().find(|scores| scores.period == new.period);
-            if let (Some(before), Some(overlap)) = (before, new.overlap_with_parent()) {
+    for index in 1..run.versions.len() {
+        let scores_of =
+            |index: usize, period| run.versions[index].scores.iter().find(|scores| scores.period == period);
+        for new in &run.versions[index].scores {
+            let Some(before) = scores_of(index - 1, new.period) else { continue };
+            // The version before learned the period where it has no drift of its own there.
+            let drift = if before.drift.is_none() { new.drift } else { new.parent_drift };
+            if let Some(DriftScores { neighbour_overlap: overlap, neighbour_retention: retention, .. }) =
+                drift
+            {
                 let lost = Probe::ALL.map(|probe| probe.of(before) - probe.of(new));
-                found.push(Closing { overlap, lost });
+                found.push(Step { overlap, retention, lost });
             }
         }
     }

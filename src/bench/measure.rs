@@ -38,15 +38,8 @@ pub struct Scores {
     pub effective_rank: f64,
     /// Against the version that learned the period; absent on that version itself.
     pub drift: Option<DriftScores>,
-    /// Neighbour overlap with the version before; absent where that is the one that learned the period, as `drift` has it then.
-    pub parent_overlap: Option<f64>,
-}
-
-impl Scores {
-    /// Neighbour overlap with the version before, if it was measured on the period.
-    pub fn overlap_with_parent(&self) -> Option<f64> {
-        self.parent_overlap.or(self.drift.map(|drift| drift.neighbour_overlap))
-    }
+    /// Against the version before; absent where that one learned the period: then it is `drift`.
+    pub parent_drift: Option<DriftScores>,
 }
 
 /// Embeddings of all of one period's frames by earlier versions.
@@ -62,6 +55,8 @@ pub struct Earlier {
 pub struct DriftScores {
     pub cka: f64,
     pub neighbour_overlap: f64,
+    /// Absent from results of programs that did not measure it.
+    pub neighbour_retention: Option<f64>,
     /// Held-out R² of the old space as a linear function of the new one.
     pub recoverability: f64,
 }
@@ -114,8 +109,17 @@ impl Measure<'_> {
         )?;
         let view = |rows| Embeddings::new(tested.len(), all.dim, rows);
         let of_tests = all.select(&tested);
-        let neighbours = Neighbourhoods::of(&of_tests, self.k);
-        let overlap = |old: &Embeddings| neighbours.overlap(&Neighbourhoods::of(old, self.k));
+        let against = |old: &Embeddings| {
+            let old_tests = old.select(&tested);
+            let (now, before) =
+                (Neighbourhoods::of(&of_tests, self.k), Neighbourhoods::of(&old_tests, self.k));
+            DriftScores {
+                cka: drift::linear_cka(&of_tests, &old_tests),
+                neighbour_overlap: now.overlap(&before),
+                neighbour_retention: Some(drift::retention(&now.retained_from(&before))),
+                recoverability: drift::recoverability(&all, old, &split),
+            }
+        };
         let scores = Scores {
             period: index,
             linear: linear_probe::linear(&all, &period.labels, &split),
@@ -125,17 +129,8 @@ impl Measure<'_> {
             alignment: drift::alignment(&view(pairs.first), &view(pairs.second)),
             uniformity: drift::uniformity(&of_tests),
             effective_rank: drift::effective_rank(&of_tests),
-            drift: earlier.map(|Earlier { learned, .. }| {
-                let old_tests = learned.select(&tested);
-                DriftScores {
-                    cka: drift::linear_cka(&of_tests, &old_tests),
-                    neighbour_overlap: overlap(&old_tests),
-                    recoverability: drift::recoverability(&all, learned, &split),
-                }
-            }),
-            parent_overlap: earlier
-                .and_then(|earlier| earlier.parent.as_ref())
-                .map(|parent| overlap(&parent.select(&tested))),
+            drift: earlier.map(|earlier| against(&earlier.learned)),
+            parent_drift: earlier.and_then(|earlier| earlier.parent.as_ref()).map(against),
         };
         Ok((scores, all))
     }

@@ -29,7 +29,7 @@ pub fn markdown(results: &Results, command: &str) -> String {
     }
     label_free::newest(&mut text, results);
     label_free::correlations(&mut text, results);
-    label_free::closings(&mut text, results);
+    label_free::steps(&mut text, results);
     text
 }
 
@@ -103,7 +103,7 @@ fn validity(results: &Results) -> Option<String> {
 fn forgetting(text: &mut String, results: &Results) {
     text.push_str(
         "Forgotten of the earlier periods at the end, and how much less of it than by `finetune` (per cent, with the 95 % interval \
-         of the ratio of paired means; `-` where what `finetune` forgets is not clear of zero):\n\n",
+         of the ratio of paired means; `-` where `finetune` does not clearly forget):\n\n",
     );
     text.push_str(
         "| method | linear | kNN | 10-shot | less by linear | kNN | 10-shot | CKA | seconds of training |\n",
@@ -116,10 +116,9 @@ fn forgetting(text: &mut String, results: &Results) {
             true => "-".to_owned(),
             false => reduction(&pairs(results, method, BASELINE, |run| forgotten(results, run, probe))),
         };
-        let cka = plain(
-            &collect(&runs, |run| mean_of_earlier(run, |scores| scores.drift.map(|drift| drift.cka))),
-            3,
-        );
+        let cka = |run: &RunResult| mean_of_earlier(run, |scores| scores.drift.map(|drift| drift.cka));
+        let cka = collect(&runs, |run| is_measured_on_all(results, method).then(|| cka(run))?);
+        let cka = plain(&cka, 3);
         let seconds = plain(&collect(&runs, |run| Some(run.seconds())), 0);
         let _ = writeln!(
             text,
@@ -222,13 +221,15 @@ fn collect(runs: &[&RunResult], of: impl Fn(&RunResult) -> Option<f64>) -> Vec<f
     runs.iter().filter_map(|run| of(run)).collect()
 }
 
-/// The newest version's mean forgetting of the earlier periods. Of `joint` there is an earlier score on the first one alone, so that its
-/// mean is one over the same periods as the others' only where there are two.
+/// Whether the method's newest version can be compared with an earlier one on every earlier period. `joint`'s can on the first one
+/// alone.
+pub(super) fn is_measured_on_all(results: &Results, method: &str) -> bool {
+    method != JOINT || results.stream.periods.len() <= 2
+}
+
+/// The newest version's mean forgetting of the earlier periods.
 fn forgotten(results: &Results, run: &RunResult, probe: Probe) -> Option<f64> {
-    if run.method == JOINT && results.stream.periods.len() > 2 {
-        return None;
-    }
-    run.forgetting(probe)
+    is_measured_on_all(results, &run.method).then(|| run.forgetting(probe))?
 }
 
 /// The values of equal seeds.
@@ -273,10 +274,11 @@ fn spread_text(values: &[f64], digits: usize) -> String {
     }
 }
 
-/// How much less than the baseline's, of pairs with it: of mean forgetting.
+/// How much less than the baseline's, of pairs with it: of mean forgetting. Of what the baseline gained there is no share.
 fn reduction(pairs: &[(f64, f64)]) -> String {
     let (method, baseline): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
-    match ratio(&method, &baseline) {
+    let forgets = baseline.iter().sum::<f64>() > 0.0;
+    match ratio(&method, &baseline).filter(|_| forgets) {
         None => "-".to_owned(),
         Some(ratio) => {
             let less = |ratio: f64| 100.0 * (1.0 - ratio);

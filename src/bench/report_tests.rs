@@ -13,8 +13,13 @@ fn scores(period: usize, knn: f64, cka: Option<f64>) -> Scores {
         alignment: 0.2,
         uniformity: -2.0,
         effective_rank: 30.0,
-        drift: cka.map(|cka| DriftScores { cka, neighbour_overlap: cka / 2.0, recoverability: cka }),
-        parent_overlap: None,
+        drift: cka.map(|cka| DriftScores {
+            cka,
+            neighbour_overlap: cka / 2.0,
+            neighbour_retention: Some(cka),
+            recoverability: cka,
+        }),
+        parent_drift: None,
     }
 }
 
@@ -87,6 +92,12 @@ fn a_reduction_is_the_share_of_what_the_baseline_forgets() {
     let row = row(&markdown(&results, ""), "Forgotten of the earlier", "`lwf`").to_owned();
     // Fieller's interval of 1.5 / 9.0.
     assert!(row.contains("| 83 % [") && row.starts_with("| `lwf` | 1.5 ± 0.5 |"), "{row}");
+    // Gained by both: as clear of zero, but nothing that could be less.
+    for run in &mut results.runs {
+        run.versions[0].scores[0] = scores(0, 0.5, None);
+    }
+    let row = self::row(&markdown(&results, ""), "Forgotten of the earlier", "`lwf`").to_owned();
+    assert!(row.contains("| -28.5 ± 0.5 |") && row.contains("| - | - | - |"), "{row}");
 }
 
 #[test]
@@ -105,28 +116,33 @@ fn a_measure_that_ranks_as_forgetting_does_has_a_correlation_of_one() {
 }
 
 #[test]
-fn what_a_limit_would_refuse_is_counted_by_what_was_lost() {
+fn steps_are_counted_by_what_was_lost() {
     let mut results = results();
     let text = markdown(&results, "palimpsest bench");
-    // finetune: 10 and 8 points lost at overlaps of 0.3 and 0.31; lwf: 2 and 1 at 0.45 and 0.46; joint is no successor.
-    let closings = "1 - neighbour overlap with the version before";
-    assert!(text.contains("1.00 by linear probe, 1.00 by kNN, 1.00 by 10-shot"), "{text}");
+    // finetune: 10 and 8 points lost at retentions of 0.6 and 0.62; lwf: 2 and 1 at 0.9 and 0.92; joint is no successor.
+    let steps = "Against the version before";
+    assert!(text.contains("1.00 by linear probe, 1.00 by kNN, 1.00 by 10-shot; of 1 - neighbour retention 1.00, 1.00 and 1.00."), "{text}");
     assert_eq!(
-        row(&text, closings, "more than 5"),
-        "| more than 5 | 2 | 0.305 | 0 | 2 | 2 | 2 | 2 | 2 | 2 |"
+        row(&text, steps, "more than 5"),
+        "| more than 5 | 2 | 0.305 | 0.610 | 0 | 0 | 2 | 2 | 2 | 2 | 2 |"
     );
-    assert_eq!(row(&text, closings, "3 to 5"), "| 3 to 5 | 0 | - | 0 | 0 | 0 | 0 | 0 | 0 | 0 |");
-    assert_eq!(row(&text, closings, "1 to 3"), "| 1 to 3 | 2 | 0.455 | 0 | 0 | 0 | 0 | 2 | 2 | 2 |");
-    // A third period: what was lost of the first counts from the second version on, by the overlap with it.
-    let third = Scores { parent_overlap: Some(0.58), ..scores(0, 0.705, Some(0.1)) };
-    let scores = vec![third, scores(1, 0.86, Some(1.0))];
-    results.runs[2].versions.push(VersionResult { steps: 10, seconds: 5.0, scores });
+    assert_eq!(row(&text, steps, "3 to 5"), "| 3 to 5 | 0 | - | - | 0 | 0 | 0 | 0 | 0 | 0 | 0 |");
+    assert_eq!(row(&text, steps, "1 to 3"), "| 1 to 3 | 2 | 0.455 | 0.910 | 0 | 0 | 0 | 0 | 0 | 0 | 2 |");
+    // A third period: what was lost of the first counts from the second version on, by the drift from it.
+    let drift = |cka| scores(0, 0.0, Some(cka)).drift;
+    let third = Scores { parent_drift: drift(0.84), ..scores(0, 0.705, Some(0.1)) };
+    let unknown = Scores { parent_drift: None, ..scores(0, 0.6, Some(0.1)) };
+    for (run, first) in [(2, third), (3, unknown)] {
+        let scores = vec![first, scores(1, 0.86, Some(0.3))];
+        results.runs[run].versions.push(VersionResult { steps: 10, seconds: 5.0, scores });
+    }
     let text = markdown(&results, "palimpsest bench");
     assert_eq!(
-        row(&text, closings, "less than 1"),
-        "| less than 1 | 1 | 0.580 | 0 | 0 | 0 | 0 | 0 | 0 | 1 |"
+        row(&text, steps, "less than 1"),
+        "| less than 1 | 1 | 0.420 | 0.840 | 0 | 0 | 0 | 0 | 1 | 1 | 1 |"
     );
-    assert_eq!(row(&text, closings, "3 to 5"), "| 3 to 5 | 1 | 0.500 | 0 | 0 | 0 | 0 | 0 | 1 | 1 |");
+    // 4 points of the second period, by both runs, against the version that learned it.
+    assert_eq!(row(&text, steps, "3 to 5"), "| 3 to 5 | 2 | 0.150 | 0.300 | 2 | 2 | 2 | 2 | 2 | 2 | 2 |");
 }
 
 #[test]

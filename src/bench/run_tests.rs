@@ -212,3 +212,40 @@ fn a_frame_that_is_no_image_is_named_with_its_path() {
     let error = rig.run(&rig.execution("work", 1), &[1], &Counted::default()).unwrap_err().to_string();
     assert!(error.starts_with(&format!("lwf, seed 1, 02-part: {broken}: ")), "{error}");
 }
+
+#[test]
+fn drift_is_told_from_the_version_that_learned_a_period_and_from_the_one_before() {
+    let rig = Rig::new(&["finetune"]);
+    let (execution, counted) = (rig.execution("work", 1), Counted::default());
+    let versions = Versions::open(execution.work.clone()).unwrap();
+    let bench = Bench {
+        stream: &rig.stream,
+        settings: &rig.settings,
+        methods: &rig.methods,
+        seeds: &[1],
+        execution: &execution,
+    };
+    let run = OneRun {
+        bench: &bench,
+        method: &rig.methods[0],
+        seed: 1,
+        versions: &versions,
+        progress: &counted,
+        stop: &counted.stop,
+    };
+    // Networks in the order in which they are measured: the first learned period 0, the second one period 1.
+    let measured = |seeds: &[u64]| {
+        let mut seen = Seen::new();
+        let of = |(index, seed): (usize, &u64)| {
+            let network = Network::initialise(&rig.settings.model, *seed, None, COMPUTE).unwrap();
+            let trained = Trained { network: network.to_bytes().unwrap(), steps: 0, seconds: 0.0 };
+            run.measured(&trained, (index + 1).min(2), &mut seen).unwrap().scores
+        };
+        seeds.iter().enumerate().map(of).last().unwrap()
+    };
+    let found = measured(&[1, 2, 3]);
+    let against = |seed| measured(&[seed, 3])[0].drift;
+    assert_eq!((found[0].drift, found[0].parent_drift), (against(1), against(2)));
+    assert_ne!(against(1), against(2));
+    assert!(found[1].drift.is_some() && found[1].parent_drift.is_none(), "{:?}", found[1]);
+}

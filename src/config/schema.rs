@@ -358,7 +358,7 @@ schema! {
         max_frames: u64 = 2000, within(8, 1_000_000);
         /// Probe sets that a candidate is measured on: the newest so many and the first.
         keep: usize = 16, within(1, 1000);
-        /// Neighbours of the kNN probe.
+        /// Neighbours of the kNN probe, and of those whose nearness gate.min_neighbour_retention asks about.
         k: usize = 20, within(1, 1000);
         /// Resamples behind a confidence interval.
         bootstrap: usize = 1000, within(100, 100_000);
@@ -371,9 +371,10 @@ schema! {
         max_forgetting_parent: f64 = 0.05, within(0.0, 1.0);
         /// The same against the best ancestor, so that small losses can't add up unseen.
         max_forgetting_cumulative: f64 = 0.1, within(0.0, 1.0);
-        /// Where a probe set has no labels to measure forgetting by: share of its frames' probe.k nearest neighbours that they must have
-        /// in common with the parent version. Broken as the limits above are. 0: not asked.
-        min_neighbour_overlap: f64 = 0.3, within(0.0, 1.0);
+        /// Neighbour retention from the parent (docs/operations.md, *Without labels*) required of an earlier period whose labels don't show
+        /// that no more than max_forgetting_parent was lost: 1 where neighbours are as near as before, 0 by chance; 0 also: not asked.
+        /// Broken as above. Below 0.9 lay only steps that lost 3 points of kNN or more (docs/forgetting.md, *Without labels*).
+        min_neighbour_retention: f64 = 0.9, within(0.0, 1.0);
         /// RankMe on the new probe set below which an embedding counts as collapsed.
         min_effective_rank: f64 = 4.0, within(1.0, 4096.0);
         /// Refuse a candidate whose contrastive loss on the new probe set is not below its teacher's.

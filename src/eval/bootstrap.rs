@@ -1,4 +1,4 @@
-//! The bootstrap of a mean over clusters, and of the paired difference of two accuracies.
+//! The bootstrap of a ratio of sums over clusters, and of the paired difference of two accuracies.
 //!
 //! Frames of one stream resemble each other, so the unit drawn is the stream, not the frame (Efron &
 //! Tibshirani 1993, chapter 8; for pairs of classifiers on one set: Koehn 2004). Percentile interval.
@@ -25,59 +25,57 @@ pub struct Draws {
     pub seed: u64,
 }
 
-/// Accuracy of `before` minus accuracy of `after`, -1..1, with its 95 % interval, as [`mean`] has it. A positive value is a loss.
+/// Accuracy of `before` minus accuracy of `after`, -1..1, with its 95 % interval, as [`ratio`] has it. A positive value is a loss.
 ///
 /// # Panics
 /// If the three slices differ in length or are empty, or there are no resamples.
 pub fn paired_difference(pairs: Pairs, draws: Draws) -> Interval {
     assert_eq!(pairs.before.len(), pairs.after.len());
     let difference = |(&before, &after): (&bool, &bool)| f64::from(i8::from(before) - i8::from(after));
-    let differences: Vec<f64> = pairs.before.iter().zip(pairs.after).map(difference).collect();
-    mean(&differences, pairs.clusters, -1.0..=1.0, draws)
+    let parts: Vec<(f64, f64)> =
+        pairs.before.iter().zip(pairs.after).map(|pair| (difference(pair), 1.0)).collect();
+    ratio(&parts, pairs.clusters, -1.0..=1.0, draws)
 }
 
-/// Mean of the values, which lie in `range`, with the 95 % interval of draws with replacement of as many clusters as there are;
-/// `clusters` is each value's, in any numbering. With fewer than two nothing can be said about the spread: the bounds are then the
-/// range's.
+/// The sum of the numerators over that of the denominators (a mean where these are 1), with the 95 % interval of draws with replacement
+/// of as many clusters as there are; `clusters` is each part's, in any numbering. With fewer than two nothing can be said about the
+/// spread: the bounds are then those of `range`, in which the ratio lies. Denominators are not negative; where all are 0 the ratio is the
+/// range's end.
 ///
 /// # Panics
 /// If the slices differ in length or are empty, or there are no resamples.
-pub fn mean(values: &[f64], clusters: &[usize], range: RangeInclusive<f64>, draws: Draws) -> Interval {
-    assert!(!values.is_empty() && draws.resamples > 0);
-    assert_eq!(values.len(), clusters.len());
-    let clusters = totals(values, clusters);
-    let estimate = ratio(clusters.iter());
+pub fn ratio(parts: &[(f64, f64)], clusters: &[usize], range: RangeInclusive<f64>, draws: Draws) -> Interval {
+    assert!(!parts.is_empty() && draws.resamples > 0);
+    assert_eq!(parts.len(), clusters.len());
+    let clusters = totals(parts, clusters);
+    let of = |(numerator, denominator): (f64, f64)| match denominator > 0.0 {
+        true => numerator / denominator,
+        false => *range.end(),
+    };
+    let estimate = of(sum(clusters.iter()));
     if clusters.len() < 2 {
         return Interval { estimate, lower: *range.start(), upper: *range.end() };
     }
     let mut random = SplitMix64::new(draws.seed);
-    let mut means: Vec<f64> = (0..draws.resamples)
-        .map(|_| ratio((0..clusters.len()).map(|_| &clusters[random.below(clusters.len())])))
+    let mut ratios: Vec<f64> = (0..draws.resamples)
+        .map(|_| of(sum((0..clusters.len()).map(|_| &clusters[random.below(clusters.len())]))))
         .collect();
-    means.sort_by(f64::total_cmp);
-    Interval { estimate, lower: quantile(&means, 0.025), upper: quantile(&means, 0.975) }
+    ratios.sort_by(f64::total_cmp);
+    Interval { estimate, lower: quantile(&ratios, 0.025), upper: quantile(&ratios, 0.975) }
 }
 
-#[derive(Default)]
-struct Cluster {
-    count: f64,
-    sum: f64,
-}
-
-fn totals(values: &[f64], clusters: &[usize]) -> Vec<Cluster> {
-    let mut totals = BTreeMap::<usize, Cluster>::new();
-    for (value, &cluster) in values.iter().zip(clusters) {
+/// The parts' sum by cluster.
+fn totals(parts: &[(f64, f64)], clusters: &[usize]) -> Vec<(f64, f64)> {
+    let mut totals = BTreeMap::<usize, (f64, f64)>::new();
+    for (part, &cluster) in parts.iter().zip(clusters) {
         let total = totals.entry(cluster).or_default();
-        total.count += 1.0;
-        total.sum += value;
+        *total = (total.0 + part.0, total.1 + part.1);
     }
     totals.into_values().collect()
 }
 
-fn ratio<'a>(clusters: impl Iterator<Item = &'a Cluster>) -> f64 {
-    let (count, sum) =
-        clusters.fold((0.0, 0.0), |(count, sum), cluster| (count + cluster.count, sum + cluster.sum));
-    sum / count
+fn sum<'a>(parts: impl Iterator<Item = &'a (f64, f64)>) -> (f64, f64) {
+    parts.fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
 }
 
 /// Linear interpolation between order statistics (numpy's default).
@@ -136,15 +134,18 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_of_shares_has_bounds_within_their_range() {
-        let (shares, clusters) = ([0.0, 0.2, 0.4, 0.6, 1.0, 1.0], [0, 0, 1, 1, 2, 2]);
+    fn a_ratio_is_one_of_sums_with_bounds_over_clusters() {
+        let (parts, clusters) =
+            ([(0.0, 1.0), (0.2, 1.0), (1.5, 3.0), (1.0, 1.0), (1.0, 1.0)], [0, 0, 1, 2, 2]);
         let draws = Draws { resamples: 2000, seed: 1 };
-        let found = mean(&shares, &clusters, 0.0..=1.0, draws);
-        assert!((found.estimate - 3.2 / 6.0).abs() < 1e-12);
-        // Of three clusters' means 0.1, 0.5 and 1 all draws of one of them thrice are 1 in 27: beyond each quantile.
+        let found = ratio(&parts, &clusters, 0.0..=1.0, draws);
+        assert!((found.estimate - 3.7 / 7.0).abs() < 1e-12);
+        // Of three clusters with ratios of 0.1, 0.5 and 1, 1 draw in 27 is the same one thrice: beyond each quantile.
         assert!((found.lower - 0.1).abs() < 1e-12 && (found.upper - 1.0).abs() < 1e-12, "{found:?}");
-        let alone = mean(&shares, &[7; 6], 0.0..=1.0, draws);
+        let alone = ratio(&parts, &[7; 5], 0.0..=1.0, draws);
         assert_eq!((alone.estimate, alone.lower, alone.upper), (found.estimate, 0.0, 1.0));
+        let nothing = ratio(&[(0.0, 0.0); 4], &[0, 0, 1, 2], 0.0..=1.0, draws);
+        assert_eq!((nothing.estimate, nothing.lower, nothing.upper), (1.0, 1.0, 1.0));
     }
 
     proptest! {

@@ -45,9 +45,11 @@ fn centred(points: &Embeddings) -> Panels {
 }
 
 /// The `k` nearest other rows of each row, by cosine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Neighbourhoods {
     k: usize,
+    /// L2-normalised.
+    points: Embeddings,
     rows: Vec<Vec<usize>>,
 }
 
@@ -62,33 +64,76 @@ impl Neighbourhoods {
         let points = points.normalised();
         let found = nearest(&points, &points, k, true);
         let rows = found.iter().map(|row| row.iter().map(|neighbour| neighbour.row).collect());
-        Self { k, rows: rows.collect() }
+        let rows = rows.collect();
+        Self { k, points, rows }
     }
 
-    /// The share of each row's neighbours that it has in `other` too, 0..1.
+    /// Mean share of each row's neighbours that it has in `other` too, 0..1.
     ///
     /// # Panics
     /// If they have other numbers of rows or neighbours.
-    pub fn shares(&self, other: &Self) -> Vec<f64> {
-        self.shared(other).map(|count| count as f64 / self.k as f64).collect()
-    }
-
-    /// Mean of [`Self::shares`].
     pub fn overlap(&self, other: &Self) -> f64 {
-        self.shared(other).sum::<usize>() as f64 / (self.rows.len() * self.k) as f64
+        self.assert_same_frames(other);
+        let pairs = self.rows.iter().zip(&other.rows);
+        let shared = pairs.map(|(a, b)| a.iter().filter(|row| b.contains(row)).count());
+        shared.sum::<usize>() as f64 / (self.rows.len() * self.k) as f64
     }
 
-    fn shared(&self, other: &Self) -> impl Iterator<Item = usize> {
-        assert_eq!((self.rows.len(), self.k), (other.rows.len(), other.k), "the same frames");
-        let pairs = self.rows.iter().zip(&other.rows);
-        pairs.map(|(a, b)| a.iter().filter(|row| b.contains(row)).count())
+    /// How near each row's neighbours were in `old`, against its nearest ones there.
+    ///
+    /// # Panics
+    /// As [`Self::overlap`].
+    pub fn retained_from(&self, old: &Self) -> Vec<Retained> {
+        self.assert_same_frames(old);
+        let (now, before) = (old.excess(&self.rows), old.excess(&old.rows));
+        now.into_iter().zip(before).map(|(now, before)| Retained { now, before }).collect()
     }
+
+    fn assert_same_frames(&self, other: &Self) {
+        assert_eq!((self.rows.len(), self.k), (other.rows.len(), other.k), "the same frames");
+    }
+
+    /// By how much the cosine similarity of each row to the named ones, on average, exceeds that to all others.
+    fn excess(&self, named: &[Vec<usize>]) -> Vec<f64> {
+        let n = self.points.rows;
+        let mut sum = vec![0.0; self.points.dim];
+        for row in 0..n {
+            sum.iter_mut().zip(self.points.row(row)).for_each(|(sum, &value)| *sum += f64::from(value));
+        }
+        let of_row = |(row, named): (usize, &Vec<usize>)| {
+            let own = self.points.row(row);
+            let dot = |other: &[f32]| -> f64 {
+                own.iter().zip(other).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+            };
+            let to_all: f64 = own.iter().zip(&sum).map(|(&a, b)| f64::from(a) * b).sum();
+            let to_others = (to_all - dot(own)) / (n - 1) as f64;
+            let to_named =
+                named.iter().map(|&other| dot(self.points.row(other))).sum::<f64>() / self.k as f64;
+            to_named - to_others
+        };
+        named.par_iter().enumerate().map(of_row).collect()
+    }
+}
+
+/// Of one row: excess cosine similarity in an old space, over that to all other rows, of the neighbours it has now and of those it had.
+/// The ratio is 1 where nothing that the old space told apart has moved, and 0 where neighbours are drawn at random: unlike the overlap it
+/// doesn't mind frames that look alike changing places, and its zero doesn't depend on how many frames there are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Retained {
+    pub now: f64,
+    pub before: f64,
+}
+
+/// The sums' ratio, at most 1. 1 where the old space held nothing nearer than anything else.
+pub fn retention(rows: &[Retained]) -> f64 {
+    let (now, before) = rows.iter().fold((0.0, 0.0), |sum, row| (sum.0 + row.now, sum.1 + row.before));
+    if before > 0.0 { now / before } else { 1.0 }
 }
 
 /// Mean share of each row's `k` nearest other rows (by cosine) that both spaces agree on, 0..1.
 ///
 /// # Panics
-/// As [`Neighbourhoods::of`] and [`Neighbourhoods::shares`].
+/// As [`Neighbourhoods::of`] and [`Neighbourhoods::overlap`].
 pub fn neighbour_overlap(x: &Embeddings, y: &Embeddings, k: usize) -> f64 {
     Neighbourhoods::of(x, k).overlap(&Neighbourhoods::of(y, k))
 }

@@ -2,15 +2,15 @@
 //!
 //! A pure function of the evaluation and the limits. Reasons are asked in a fixed order, the most fundamental
 //! first, and the first that holds is the verdict. A limit on forgetting is broken only when the whole 95 % interval
-//! lies beyond it: a small probe set is no ground for throwing a period's training away. Where a probe set has no labels to
-//! measure forgetting by, neighbour overlap with the parent stands in for it: of the measures without labels the one that follows
-//! forgetting best (docs/forgetting.md).
+//! lies beyond it: a small probe set is no ground for throwing a period's training away. Where labels don't show that what was lost is
+//! within its limit, how much of the parent's neighbourhoods is retained is asked too, which needs none (docs/forgetting.md says how it
+//! goes with forgetting).
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Evaluation, Interval, Loss, Overlap, ProbeEvaluation};
+use super::{Evaluation, Interval, Loss, ProbeEvaluation, Retention};
 use crate::types::{PeriodId, Version};
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -24,8 +24,9 @@ pub struct GateLimits {
     pub max_parent_loss: f64,
     /// The same against the best ancestor: what may be lost over all periods together.
     pub max_cumulative_loss: f64,
-    /// Smallest neighbour overlap with the parent, 0..1, on an earlier period's probe set without labels; 0 asks for none.
-    pub min_neighbour_overlap: f64,
+    /// Smallest neighbour retention from the parent, 0..1, on an earlier period's probe set whose labels don't show that no more than
+    /// `max_parent_loss` was lost; 0 asks for none.
+    pub min_neighbour_retention: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,8 +50,8 @@ pub enum Reason {
     ForgotParent { period: PeriodId, against: Version, loss: Interval, limit: f64 },
     /// More lost since the best ancestor than allowed.
     ForgotCumulative { period: PeriodId, against: Version, loss: Interval, limit: f64 },
-    /// Without labels: too few neighbours kept in this one period.
-    Drifted { period: PeriodId, against: Version, shared: Interval, limit: f64 },
+    /// Too little retained of the neighbourhoods in this one period, and no labels that say otherwise.
+    Drifted { period: PeriodId, against: Version, kept: Interval, limit: f64 },
 }
 
 impl Reason {
@@ -94,13 +95,13 @@ impl fmt::Display for Reason {
                     lost(*loss, *limit)
                 )
             }
-            Self::Drifted { period, against, shared, limit } => write!(
+            Self::Drifted { period, against, kept, limit } => write!(
                 f,
-                "drifted too far on {period}, which has no labels to measure forgetting by: its frames keep {:.1} % of their \
-                 nearest neighbours under the parent {against} (95 %: {:.1} to {:.1}), required are {:.1}",
-                shared.estimate * 100.0,
-                shared.lower * 100.0,
-                shared.upper * 100.0,
+                "drifted too far on {period}, where labels don't show what was forgotten: {:.1} % of its neighbourhoods under \
+                 the parent {against} are retained (95 %: {:.1} to {:.1}), required are {:.1}",
+                kept.estimate * 100.0,
+                kept.lower * 100.0,
+                kept.upper * 100.0,
                 limit * 100.0
             ),
         }
@@ -170,15 +171,15 @@ fn forgot_cumulative(evaluation: &Evaluation, limits: &GateLimits) -> Option<Rea
     Some(Reason::ForgotCumulative { period, against, loss, limit })
 }
 
-/// Asked where forgetting can't be.
 fn drifted(evaluation: &Evaluation, limits: &GateLimits) -> Option<Reason> {
-    let limit = limits.min_neighbour_overlap;
-    let unlabelled = evaluation.probes.iter().filter(|probe| probe.parent_loss.is_none());
-    let (period, Overlap { against, shared }) = unlabelled
-        .filter_map(|probe| Some((probe.period, probe.parent_overlap?)))
-        .filter(|(_, overlap)| overlap.shared.upper < limit)
-        .min_by(|a, b| a.1.shared.upper.total_cmp(&b.1.shared.upper))?;
-    Some(Reason::Drifted { period, against, shared, limit })
+    let limit = limits.min_neighbour_retention;
+    let is_cleared = |loss: Loss| loss.knn.upper <= limits.max_parent_loss;
+    let asked = evaluation.probes.iter().filter(|probe| !probe.parent_loss.is_some_and(is_cleared));
+    let (period, Retention { against, kept }) = asked
+        .filter_map(|probe| Some((probe.period, probe.parent_retention?)))
+        .filter(|(_, retention)| retention.kept.upper < limit)
+        .min_by(|a, b| a.1.kept.upper.total_cmp(&b.1.kept.upper))?;
+    Some(Reason::Drifted { period, against, kept, limit })
 }
 
 /// Of the losses that are beyond the limit with certainty the surest.
@@ -206,7 +207,7 @@ mod tests {
         require_learning: true,
         max_parent_loss: 0.05,
         max_cumulative_loss: 0.1,
-        min_neighbour_overlap: 0.3,
+        min_neighbour_retention: 0.8,
     };
 
     fn period(day: i64) -> PeriodId {
@@ -230,13 +231,13 @@ mod tests {
             drift: None,
             parent_loss,
             best_loss,
-            parent_overlap: overlap(0.05, 0.1),
+            parent_retention: retention(0.4, 0.5),
         }
     }
 
-    fn overlap(lower: f64, upper: f64) -> Option<Overlap> {
-        let shared = Interval { estimate: (lower + upper) / 2.0, lower, upper };
-        Some(Overlap { against: Version(1), shared })
+    fn retention(lower: f64, upper: f64) -> Option<Retention> {
+        let kept = Interval { estimate: (lower + upper) / 2.0, lower, upper };
+        Some(Retention { against: Version(1), kept })
     }
 
     fn good() -> Evaluation {
@@ -293,26 +294,33 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_count_where_there_are_no_labels_and_only_with_certainty() {
-        let unlabelled = |day, parent_overlap| ProbeEvaluation { parent_overlap, ..probe(day, None, None) };
+    fn retention_counts_where_labels_clear_nobody_and_only_with_certainty() {
+        let with = |day, parent_loss, parent_retention| ProbeEvaluation {
+            parent_retention,
+            ..probe(day, parent_loss, None)
+        };
         let probes = |probes: &[ProbeEvaluation]| reason(|evaluation| evaluation.probes = probes.to_vec());
-        let labelled = probe(3, loss(-0.01, 0.01, 0.03), None);
-        assert_eq!(probes(&[labelled, unlabelled(1, overlap(0.1, 0.3)), unlabelled(2, None)]), None);
-        let found = probes(&[unlabelled(1, overlap(0.1, 0.29)), unlabelled(2, overlap(0.2, 0.28))]).unwrap();
+        let (little, enough) = (retention(0.7, 0.79), retention(0.7, 0.8));
+        let cleared = with(3, loss(-0.01, 0.01, 0.05), little);
+        assert_eq!(probes(&[cleared, with(1, None, enough), with(2, None, None)]), None);
+        let undecided = probes(&[with(1, loss(-0.3, 0.0, 0.3), little)]).unwrap();
+        assert_eq!(undecided.name(), "drifted");
+        let found = probes(&[with(1, None, little), with(2, None, retention(0.6, 0.7))]).unwrap();
         assert_eq!(
-            (found.name(), found.to_string().as_str()),
-            (
-                "drifted",
-                "drifted too far on 19700103T000000Z, which has no labels to measure forgetting by: its frames keep 24.0 % of \
-                 their nearest neighbours under the parent v000001 (95 %: 20.0 to 28.0), required are 30.0"
-            )
+            found.to_string(),
+            "drifted too far on 19700103T000000Z, where labels don't show what was forgotten: 65.0 % of its neighbourhoods under \
+             the parent v000001 are retained (95 %: 60.0 to 70.0), required are 80.0"
         );
     }
 
     #[test]
     fn a_loss_whose_interval_reaches_below_the_limit_is_not_broken() {
         let uncertain = |evaluation: &mut Evaluation| {
-            evaluation.probes = vec![probe(1, loss(0.04, 0.2, 0.4), loss(0.1, 0.3, 0.5))];
+            let retained = retention(0.7, 0.9);
+            evaluation.probes = vec![ProbeEvaluation {
+                parent_retention: retained,
+                ..probe(1, loss(0.04, 0.2, 0.4), loss(0.1, 0.3, 0.5))
+            }];
         };
         assert_eq!(name(uncertain), "accepted");
     }

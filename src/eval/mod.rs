@@ -147,6 +147,8 @@ pub struct Drift {
     pub cka: f64,
     /// Mean share of the k nearest neighbours that both have.
     pub neighbour_overlap: f64,
+    /// [`drift::retention`]. Absent from evaluations by programs that did not measure it.
+    pub neighbour_retention: Option<f64>,
     /// Held-out R^2 of the old space as a linear function of the new one. `None`: the set can't be held out by
     /// stream or by time.
     pub recoverability: Option<f64>,
@@ -159,12 +161,12 @@ pub struct Loss {
     pub knn: Interval,
 }
 
-/// Neighbour overlap with an ancestor on one frozen probe set: a measure of what was kept that needs no labels.
+/// Neighbour retention from an ancestor on one frozen probe set: a measure of what was kept that needs no labels.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Overlap {
+pub struct Retention {
     pub against: Version,
-    /// Mean share of the k nearest neighbours that both have, 0..1, bootstrapped over streams.
-    pub shared: Interval,
+    /// As [`drift::retention`], at most 1, bootstrapped over streams.
+    pub kept: Interval,
 }
 
 /// The candidate on one earlier period's probe set.
@@ -181,7 +183,7 @@ pub struct ProbeEvaluation {
     /// Against the best ancestor by kNN.
     pub best_loss: Option<Loss>,
     /// Against the candidate's parent.
-    pub parent_overlap: Option<Overlap>,
+    pub parent_retention: Option<Retention>,
 }
 
 /// Candidate and its reference (teacher; for the first period its own initial weights) on the new probe set.

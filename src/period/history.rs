@@ -14,7 +14,8 @@ pub const KNN: &str = "knn";
 /// RankMe: measured on every probe set of every version, labelled or not.
 pub const EFFECTIVE_RANK: &str = "effective_rank";
 pub const CKA: &str = "cka";
-pub const NEIGHBOUR_OVERLAP: &str = "neighbour_overlap";
+pub const NEIGHBOUR_RETENTION: &str = "neighbour_retention";
+pub const PARENT_RETENTION: &str = "parent_retention";
 
 /// One measure over all published versions.
 pub fn of(
@@ -38,9 +39,11 @@ pub fn rows(version: Version, evaluation: &Evaluation) -> Vec<ScoreRecord> {
         rows.add_all(probe.period, &probe.accuracies, &probe.shape);
         if let Some(drift) = &probe.drift {
             rows.add(probe.period, CKA, Some(drift.cka));
-            rows.add(probe.period, NEIGHBOUR_OVERLAP, Some(drift.neighbour_overlap));
+            rows.add(probe.period, "neighbour_overlap", Some(drift.neighbour_overlap));
+            rows.add(probe.period, NEIGHBOUR_RETENTION, drift.neighbour_retention);
             rows.add(probe.period, "recoverability", drift.recoverability);
         }
+        rows.add(probe.period, PARENT_RETENTION, probe.parent_retention.map(|found| found.kept.estimate));
     }
     rows.found.into_values().collect()
 }

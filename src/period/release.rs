@@ -14,7 +14,7 @@ use super::history;
 use super::job::JobSettings;
 use crate::eval::forgetting::{History, HistoryError};
 use crate::eval::gate::{GateLimits, Verdict};
-use crate::eval::{Accuracies, Interval, Overlap, Shape};
+use crate::eval::{Accuracies, Interval, Retention, Shape};
 use crate::failpoint;
 use crate::publish::manifest::{self, ByProbe, Manifest, ManifestError};
 use crate::publish::{card, copy, file};
@@ -194,13 +194,14 @@ impl Release<'_> {
                     against: drift.against,
                     cka: drift.cka,
                     neighbour_overlap: drift.neighbour_overlap,
+                    neighbour_retention: drift.neighbour_retention,
                     recoverability: drift.recoverability,
                 });
                 let measured = (probe.period, probe.frames, &probe.accuracies, &probe.shape);
                 manifest::Probe {
                     forgetting: forgetting(matrix, version, probe.period),
                     drift,
-                    parent_overlap: probe.parent_overlap.map(described_overlap),
+                    parent_retention: probe.parent_retention.map(described_retention),
                     ..described_probe(measured)
                 }
             })
@@ -267,11 +268,11 @@ fn described_probe(
         uniformity: Some(shape.uniformity),
         effective_rank: Some(shape.effective_rank),
         drift: None,
-        parent_overlap: None,
+        parent_retention: None,
     }
 }
 
-fn described_overlap(Overlap { against, shared }: Overlap) -> manifest::Overlap {
-    let Interval { estimate, lower, upper } = shared;
-    manifest::Overlap { against, estimate, lower, upper }
+fn described_retention(Retention { against, kept }: Retention) -> manifest::Retention {
+    let Interval { estimate, lower, upper } = kept;
+    manifest::Retention { against, estimate, lower, upper }
 }

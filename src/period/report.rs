@@ -111,13 +111,17 @@ impl Told {
             let transfer = history.backward_transfer(latest).unwrap_or(f64::NAN);
             gauge!(names::BACKWARD_TRANSFER, "probe" => probe).set(transfer);
         }
-        for (measure, name) in
-            [(history::CKA, names::CKA), (history::NEIGHBOUR_OVERLAP, names::NEIGHBOUR_OVERLAP)]
-        {
+        let drifts = [
+            (history::CKA, names::CKA, None),
+            (history::NEIGHBOUR_RETENTION, names::NEIGHBOUR_RETENTION, Some("learned")),
+            (history::PARENT_RETENTION, names::NEIGHBOUR_RETENTION, Some("parent")),
+        ];
+        for (measure, name, against) in drifts {
             let history = history::of(versions, scores, measure)?;
             for &period in &with_series {
-                let value = history.score(latest, period).unwrap_or(f64::NAN);
-                gauge!(name, "period" => period.to_string()).set(value);
+                let mut labels = vec![("period", period.to_string())];
+                labels.extend(against.map(|against| ("against", against.to_owned())));
+                gauge!(name, &labels).set(history.score(latest, period).unwrap_or(f64::NAN));
             }
         }
         self.periods = periods;
@@ -148,7 +152,7 @@ mod tests {
         PeriodId(EventTime(number * 86_400_000))
     }
 
-    /// Version N learned period N and was measured by kNN, CKA and neighbour overlap on the periods `on`.
+    /// Version N learned period N and was measured by kNN, CKA and retention from the parent on the periods `on`.
     fn published(number: u64, on: &[i64]) -> (VersionRecord, Vec<ScoreRecord>) {
         let version = Version(number);
         let record = VersionRecord {
@@ -165,7 +169,7 @@ mod tests {
             let value = 0.5 + 0.01 * number as f64;
             ScoreRecord { version, period: period(on), measure: measure.into(), value }
         };
-        let measures = [history::KNN, history::CKA, history::NEIGHBOUR_OVERLAP];
+        let measures = [history::KNN, history::CKA, history::PARENT_RETENTION];
         let scores = on.iter().flat_map(|&on| measures.map(|measure| score(on, measure))).collect();
         (record, scores)
     }
@@ -191,10 +195,11 @@ mod tests {
                     && line.contains(&label)
                     && !line.contains("linear")
                     && !line.contains("few")
+                    && !line.contains("learned")
             });
             line.map(|line| line.rsplit(' ').next().unwrap_or_default().to_owned())
         };
-        for name in [names::EVAL_ACCURACY, names::CKA, names::NEIGHBOUR_OVERLAP] {
+        for name in [names::EVAL_ACCURACY, names::CKA, names::NEIGHBOUR_RETENTION] {
             assert_eq!(value(name, 0).as_deref(), Some("NaN"), "{text}");
             assert_eq!(value(name, 1).as_deref(), Some("0.52"), "{text}");
             assert_eq!(value(name, 2).as_deref(), Some("0.52"), "{text}");

@@ -79,26 +79,27 @@ fn shape(text: &mut String, manifest: &Manifest) {
     let _ = writeln!(text, "## Without labels\n");
     let _ = writeln!(
         text,
-        "| period | effective rank | alignment | uniformity | drift from | CKA | neighbour overlap | recoverable R² | \
-         neighbour overlap with the parent (95 %) |\n|---|--:|--:|--:|---|--:|--:|--:|--:|"
+        "| period | effective rank | alignment | uniformity | drift from | CKA | neighbour overlap | neighbour retention | recoverable R² | \
+         neighbour retention from the parent (95 %) |\n|---|--:|--:|--:|---|--:|--:|--:|--:|--:|"
     );
     for probe in &manifest.metrics.probes {
         let drift = match &probe.drift {
             Some(drift) => format!(
-                "{} | {:.3} | {:.3} | {}",
+                "{} | {:.3} | {:.3} | {} | {}",
                 drift.against,
                 drift.cka,
                 drift.neighbour_overlap,
+                number(drift.neighbour_retention),
                 number(drift.recoverability)
             ),
-            None => "– | – | – | –".to_owned(),
+            None => "– | – | – | – | –".to_owned(),
         };
-        let overlap = probe.parent_overlap.map_or("–".to_owned(), |overlap| {
-            format!("{:.3} ({:.3} to {:.3})", overlap.estimate, overlap.lower, overlap.upper)
+        let retention = probe.parent_retention.map_or("–".to_owned(), |retention| {
+            format!("{:.3} ({:.3} to {:.3})", retention.estimate, retention.lower, retention.upper)
         });
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {drift} | {overlap} |",
+            "| {} | {} | {} | {} | {drift} | {retention} |",
             probe.period,
             probe.effective_rank.map_or("–".to_owned(), |rank| format!("{rank:.1}")),
             number(probe.alignment),
@@ -146,7 +147,7 @@ mod tests {
             "| 20260131T000000Z | 200 | 87.0 | 89.0 | – | 3.0 | 5.0 | – |",
             "| **average** | | 88.0 | 90.0 | – | 3.0 | 5.0 | – |",
             "Backward transfer (kNN, linear, 10-shot): -3.0, -1.0, –.",
-            "| 20260131T000000Z | 31.4 | – | -2.500 | v000001 | 0.921 | 0.640 | 0.800 | 0.640 (0.600 to 0.700) |",
+            "| 20260131T000000Z | 31.4 | – | -2.500 | v000001 | 0.921 | 0.640 | 0.970 | 0.800 | 0.970 (0.950 to 0.980) |",
             "| gate | accepted |",
         ] {
             assert!(text.lines().any(|found| found == line), "{line:?} in\n{text}");

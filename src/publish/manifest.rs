@@ -125,8 +125,8 @@ pub struct Probe {
     pub effective_rank: Option<f64>,
     /// Against the version that learned the period.
     pub drift: Option<Drift>,
-    /// Against the parent: what the gate goes by where there are no labels.
-    pub parent_overlap: Option<Overlap>,
+    /// From the parent: what the gate goes by where labels don't clear the version.
+    pub parent_retention: Option<Retention>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -134,12 +134,14 @@ pub struct Drift {
     pub against: Version,
     pub cka: f64,
     pub neighbour_overlap: f64,
+    /// Absent from manifests of programs that did not measure it.
+    pub neighbour_retention: Option<f64>,
     pub recoverability: Option<f64>,
 }
 
-/// Mean share of the nearest neighbours that both versions have, with the bounds of its 95 % interval.
+/// How much of another version's neighbourhoods is left, at most 1, with the bounds of its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Overlap {
+pub struct Retention {
     pub against: Version,
     pub estimate: f64,
     pub lower: f64,

@@ -314,7 +314,7 @@ mod tests {
 
     /// A daemon of a newer build finds what a child of an older one left.
     #[test]
-    fn jobs_and_outcomes_of_before_batches_were_composed_and_weights_averaged_are_read() {
+    fn jobs_and_outcomes_of_older_builds_are_read() {
         let mut job = serde_json::to_value(fixtures::job()).unwrap();
         let recipe = job["recipe"].as_object_mut().unwrap();
         assert!(recipe.remove("teacher_share").is_some() && recipe.remove("composition").is_some());
@@ -322,11 +322,19 @@ mod tests {
         assert_eq!((recipe.teacher_share, recipe.composition), (0.0, Composition::AS_THEY_COME));
 
         let outcome: Outcome = serde_json::from_value(json!({
-            "schema": 1, "files": [], "evaluation": { "finite": true, "new_probe": null, "probes": [] }, "probe_frames": 7,
+            "schema": 1, "files": [], "probe_frames": 7,
+            "evaluation": { "finite": true, "new_probe": null, "probes": [{
+                "period": "19700101T000000Z", "frames": 8, "accuracies": { "knn": null, "linear": null, "few_shot": null },
+                "shape": { "alignment": null, "uniformity": -2.0, "effective_rank": 20.0 },
+                "drift": { "against": "v000001", "cka": 0.9, "neighbour_overlap": 0.7, "recoverability": null },
+                "parent_loss": null, "best_loss": null,
+            }] },
             "train_frames": 100, "steps": 3, "seconds": 1.5, "device": "cpu", "program_version": "0.1.0", "seed": 5,
             "hyper_parameters": Value::Null,
         }))
         .unwrap();
         assert_eq!(outcome.left_out, LeftOut::default());
+        let probe = &outcome.evaluation.probes[0];
+        assert_eq!((probe.drift.unwrap().neighbour_retention, probe.parent_retention), (None, None));
     }
 }

@@ -196,7 +196,7 @@ impl Site {
             ("probe.bootstrap", "100".into()),
             ("gate.max_forgetting_parent", "1.0".into()),
             ("gate.max_forgetting_cumulative", "1.0".into()),
-            ("gate.min_neighbour_overlap", "0.0".into()),
+            ("gate.min_neighbour_retention", "0.0".into()),
             ("gate.min_effective_rank", "1.0".into()),
             ("gate.require_learning", "false".into()),
             ("retention.periods", "100".into()),

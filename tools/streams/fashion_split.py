@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes a stream of which an encoder forgets next to nothing: tops, then footwear, of Fashion-MNIST.
+"""Makes a stream whose first period initial weights nearly know: tops, then footwear, of Fashion-MNIST.
 
     fashion_split.py DIR --fashion FOLDER
 

@@ -24,6 +24,11 @@ fn moved(x: &Embeddings, angle: f32, scale: f32, shift: f32) -> Embeddings {
     Embeddings::new(x.rows, x.dim, data)
 }
 
+/// Of the neighbourhoods in `old`, in `new`.
+fn retained(new: &Embeddings, old: &Embeddings, k: usize) -> f64 {
+    retention(&Neighbourhoods::of(new, k).retained_from(&Neighbourhoods::of(old, k)))
+}
+
 fn close(got: f64, want: f64, tolerance: f64) {
     assert!((got - want).abs() < tolerance, "{got}, not {want}");
 }
@@ -35,6 +40,7 @@ fn every_measure_equals_numpys() {
     // Its products are f32.
     close(linear_cka(&x, &y), golden::CKA, 1e-6);
     close(neighbour_overlap(&x, &y, 10), golden::OVERLAP, 1e-9);
+    close(retained(&x, &y, 10), golden::RETENTION, 1e-6);
     close(recoverability(&x, &y, &golden::halves()), golden::RECOVERABILITY, 1e-9);
     close(uniformity(&x), golden::UNIFORMITY, 1e-6);
     close(alignment(&x.select(&rows), &x.select(&next)), golden::ALIGNMENT, 1e-6);
@@ -57,8 +63,40 @@ fn unrelated_spaces_share_little() {
     let (x, y) = (cloud(1000, 8, 1), cloud(1000, 8, 2));
     assert!(linear_cka(&x, &y) < 0.03);
     assert!(neighbour_overlap(&x, &y, 20) < 0.05);
+    assert!(retained(&x, &y, 20).abs() < 0.05);
     let split = Split { bank: (0..500).collect(), queries: (500..1000).collect() };
     assert!(recoverability(&x, &y, &split) < 0.05);
+}
+
+/// Cameras that stand still: which of a scene's frames are nearest is noise in every space.
+#[test]
+fn frames_of_one_scene_that_change_places_are_no_loss() {
+    let (scenes, first, second) = (cloud(8, 16, 1), cloud(800, 16, 2), cloud(800, 16, 3));
+    let seen = |noise: &Embeddings| {
+        let value = |i: usize, j: usize| scenes.row(i / 100)[j] + 0.02 * noise.row(i)[j];
+        Embeddings::new(
+            800,
+            16,
+            (0..800).flat_map(|i| (0..16).map(move |j| (i, j))).map(|(i, j)| value(i, j)).collect(),
+        )
+    };
+    let (before, now) = (seen(&first), seen(&second));
+    assert!(neighbour_overlap(&now, &before, 20) < 0.3);
+    assert!(retained(&now, &before, 20) > 0.99);
+    // As many frames that take the places of other scenes' are one.
+    let elsewhere: Vec<usize> = (0..800).map(|row| (row * 101) % 800).collect();
+    assert!(retained(&now.select(&elsewhere), &before, 20) < 0.2);
+}
+
+#[test]
+fn chance_retains_nothing_however_few_the_frames() {
+    for rows in [24, 60, 400] {
+        let mean = (0..20)
+            .map(|seed| retained(&cloud(rows, 16, seed), &cloud(rows, 16, seed + 100), 20))
+            .sum::<f64>()
+            / 20.0;
+        assert!(mean.abs() < 0.15, "{rows}: {mean}");
+    }
 }
 
 #[test]
@@ -71,6 +109,8 @@ fn a_constant_embedding_is_uniform_nowhere_and_aligned_with_nothing() {
         0.0
     );
     close(alignment(&constant, &constant), 0.0, 1e-12);
+    // There was nothing to be retained.
+    assert_eq!(retained(&cloud(10, 4, 1), &Embeddings::new(10, 4, vec![0.0; 40]), 3), 1.0);
 }
 
 proptest! {
@@ -84,6 +124,7 @@ proptest! {
         prop_assert!((linear_cka(&x, &y) - 1.0).abs() < 1e-5);
         // Cosine sees a shift, so the overlap is asked without one.
         prop_assert!(neighbour_overlap(&x, &moved(&x, angle, scale, 0.0), 10) > 0.99);
+        prop_assert!(retained(&moved(&x, angle, scale, 0.0), &x, 10) > 0.9999);
         let split = Split { bank: (0..75).collect(), queries: (75..150).collect() };
         prop_assert!(recoverability(&x, &y, &split) > 0.999);
     }
@@ -93,6 +134,7 @@ proptest! {
         let (x, y) = (cloud(rows, dim, seed), cloud(rows, dim, seed ^ 1));
         prop_assert!((0.0..=1.0 + 1e-6).contains(&linear_cka(&x, &y)));
         prop_assert!((0.0..=1.0).contains(&neighbour_overlap(&x, &y, 5)));
+        prop_assert!((-1.0..=1.0 + 1e-9).contains(&retained(&x, &y, 5)));
         prop_assert!((0.0..=4.0001).contains(&alignment(&x, &y)));
         prop_assert!((-8.0001..=1e-6).contains(&uniformity(&x)));
         prop_assert!((1.0 - 1e-9..=rows.min(dim) as f64 + 1e-9).contains(&effective_rank(&x)));

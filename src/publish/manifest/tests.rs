@@ -58,13 +58,14 @@ pub(in crate::publish) fn example() -> Manifest {
                         against: Version(1),
                         cka: 0.921,
                         neighbour_overlap: 0.64,
+                        neighbour_retention: Some(0.97),
                         recoverability: Some(0.8),
                     }),
-                    parent_overlap: Some(Overlap {
+                    parent_retention: Some(Retention {
                         against: Version(1),
-                        estimate: 0.64,
-                        lower: 0.6,
-                        upper: 0.7,
+                        estimate: 0.97,
+                        lower: 0.95,
+                        upper: 0.98,
                     }),
                 },
                 Probe {
@@ -76,7 +77,7 @@ pub(in crate::publish) fn example() -> Manifest {
                     uniformity: Some(-2.7),
                     effective_rank: Some(33.0),
                     drift: None,
-                    parent_overlap: None,
+                    parent_retention: None,
                 },
             ],
         },
@@ -116,6 +117,17 @@ fn unknown_fields_are_ignored_and_a_newer_schema_is_refused() {
     let error = Manifest::from_bytes(br#"{"schema": 2, "everything": "else"}"#).unwrap_err();
     assert_eq!(error.to_string(), "the manifest has schema 2, this program reads up to 1");
     assert!(matches!(Manifest::from_bytes(b"{}"), Err(ManifestError::Malformed(_))));
+}
+
+#[test]
+fn a_manifest_of_before_retention_was_measured_is_read() {
+    let mut value = serde_json::to_value(example()).unwrap();
+    let probe = value["metrics"]["probes"][0].as_object_mut().unwrap();
+    assert!(probe.remove("parent_retention").is_some());
+    assert!(probe["drift"].as_object_mut().unwrap().remove("neighbour_retention").is_some());
+    let read = Manifest::from_bytes(value.to_string().as_bytes()).unwrap();
+    let probe = &read.metrics.probes[0];
+    assert_eq!((probe.parent_retention, probe.drift.unwrap().neighbour_retention), (None, None));
 }
 
 #[test]
