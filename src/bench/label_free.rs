@@ -161,7 +161,10 @@ pub fn steps(text: &mut String, results: &Results) {
         most = least;
         let overlaps: Vec<f64> = class.iter().map(|step| step.overlap).collect();
         let retentions: Vec<f64> = class.iter().filter_map(|step| step.retention).collect();
-        let below = LIMITS.map(|limit| retentions.iter().filter(|one| **one < limit).count().to_string());
+        let below = LIMITS.map(|limit| match retentions.len() {
+            0 => "-".to_owned(),
+            _ => retentions.iter().filter(|one| **one < limit).count().to_string(),
+        });
         let _ = writeln!(
             text,
             "| {name} | {} | {} | {} | {} |",
