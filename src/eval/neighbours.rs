@@ -2,10 +2,16 @@
 //!
 //! Rows are independent and blocks have a fixed size, so the result is the same for any number of threads.
 //! Fast because a tile's similarities are read while they lie in the cache, and all but the few that beat the k-th
-//! best so far are passed over in groups; where the machine can, `screen` looks at rows in 8 bits first.
+//! best so far are passed over in groups; where the machine can, `int8` or `int16` look at rounded rows first.
 
 #[cfg(target_arch = "x86_64")]
-mod screen;
+mod int16;
+#[cfg(target_arch = "x86_64")]
+mod int8;
+#[cfg(target_arch = "x86_64")]
+mod shortlist;
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -39,8 +45,16 @@ pub(super) fn nearest(
     assert_eq!(queries.dim, bank.dim, "one space");
     assert!(k > 0);
     #[cfg(target_arch = "x86_64")]
-    if let Some(found) = screen::nearest(queries, bank, k, skip_same_row) {
-        return found;
+    {
+        if let Some(found) = int8::nearest(queries, bank, k, skip_same_row) {
+            return found;
+        }
+        // Products of f32 are as fast where registers are wider than AVX2's.
+        if !is_x86_feature_detected!("avx512f")
+            && let Some(found) = int16::nearest(queries, bank, k, skip_same_row)
+        {
+            return found;
+        }
     }
     by_products(queries, bank, k, skip_same_row)
 }
@@ -54,15 +68,22 @@ fn by_products(
 ) -> Vec<Vec<Neighbour>> {
     let all = View::new(&queries.data, queries.rows, queries.dim);
     let bank = View::new(&bank.data, bank.rows, bank.dim);
-    let blocks: Vec<Vec<Nearest>> = (0..queries.rows.div_ceil(BLOCK))
-        .into_par_iter()
-        .map(|block| {
-            let rows = block * BLOCK..((block + 1) * BLOCK).min(queries.rows);
-            let found = rows.clone().map(|row| Nearest::new(k, skip_same_row.then_some(row))).collect();
-            search(all.row_range(rows), bank, found)
-        })
-        .collect();
-    blocks.into_iter().flatten().map(|nearest| nearest.found).collect()
+    in_blocks(queries.rows, BLOCK, |rows| {
+        let found = rows.clone().map(|row| Nearest::new(k, skip_same_row.then_some(row))).collect();
+        let found = search(all.row_range(rows), bank, found);
+        found.into_iter().map(|nearest| nearest.found).collect()
+    })
+}
+
+/// What `search` finds for all of `queries` rows, `block` of them at a time.
+fn in_blocks(
+    queries: usize,
+    block: usize,
+    search: impl Fn(Range<usize>) -> Vec<Vec<Neighbour>> + Sync,
+) -> Vec<Vec<Neighbour>> {
+    let blocks = (0..queries.div_ceil(block)).into_par_iter();
+    let found = blocks.map(|index| search(index * block..((index + 1) * block).min(queries)));
+    found.collect::<Vec<_>>().into_iter().flatten().collect()
 }
 
 fn search(queries: View<f32>, bank: View<f32>, mut found: Vec<Nearest>) -> Vec<Nearest> {
@@ -158,7 +179,7 @@ mod tests {
 
     /// Clusters whose members resemble each other more than 8 bits can tell, rows of zeros, and sizes that fill no panel.
     #[test]
-    fn both_searches_find_the_same_neighbours() {
+    fn every_search_finds_the_same_neighbours() {
         for (rows, dim, k, spread) in
             [(700, 70, 20, 1.0), (333, 3, 5, 0.001), (90, 33, 100, 0.3), (65, 4, 64, 0.0), (20, 1, 3, 1.0)]
         {
@@ -169,21 +190,31 @@ mod tests {
             };
             let points = Embeddings::new(rows, dim, (0..rows * dim).map(value).collect()).into_normalised();
             for skip in [false, true] {
-                let found = nearest(&points, &points, k, skip);
                 let expected = by_products(&points, &points, k, skip);
-                for (query, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                    assert_eq!(found.len(), expected.len(), "{rows} x {dim}, {query}");
-                    assert!(!skip || found.iter().all(|neighbour| neighbour.row != query));
-                    let different: BTreeSet<usize> = found.iter().map(|neighbour| neighbour.row).collect();
-                    assert_eq!(different.len(), found.len());
-                    // Products are summed in another order: rows whose similarities agree to rounding may change places.
-                    for (found, expected) in found.iter().zip(expected) {
-                        assert!(
-                            (found.similarity - expected.similarity).abs() < 1e-6,
-                            "{rows} x {dim}, {query}"
-                        );
-                    }
+                let mut searches = vec![nearest(&points, &points, k, skip)];
+                #[cfg(target_arch = "x86_64")]
+                searches.extend(
+                    [int8::nearest(&points, &points, k, skip), int16::nearest(&points, &points, k, skip)]
+                        .into_iter()
+                        .flatten(),
+                );
+                for found in searches {
+                    assert_same(&found, &expected, skip);
                 }
+            }
+        }
+    }
+
+    fn assert_same(found: &[Vec<Neighbour>], expected: &[Vec<Neighbour>], skip: bool) {
+        assert_eq!(found.len(), expected.len());
+        for (query, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert_eq!(found.len(), expected.len(), "{query}");
+            assert!(!skip || found.iter().all(|neighbour| neighbour.row != query));
+            let different: BTreeSet<usize> = found.iter().map(|neighbour| neighbour.row).collect();
+            assert_eq!(different.len(), found.len());
+            // Products are summed in another order: rows whose similarities agree to rounding may change places.
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found.similarity - expected.similarity).abs() < 1e-6, "{query}");
             }
         }
     }

@@ -14,7 +14,7 @@ use super::linalg::Matrix;
 pub(super) const PANEL: usize = 16;
 
 /// Rows of a block: 384 columns of it fit the second-level cache. A chain of f32 sums is no longer than this.
-pub(super) const BLOCK: usize = 512;
+const BLOCK: usize = 512;
 
 /// Blocks whose products one thread sums: fewer mean more sums to hold, more leave cores idle.
 const PART: usize = 2;
@@ -32,18 +32,24 @@ pub(super) fn t_product_into<S: Simd>(simd: S, out: &mut [Lanes], a: &[f32], b: 
         let (left, out) = (m - first, &mut out[first..]);
         // With what one step loads, the sums must not outnumber the registers.
         first += match left {
-            20.. if S::REGISTER_COUNT > 22 => rows::<S, 20>(simd, out, a, b, first, m),
-            16.. if S::REGISTER_COUNT > 22 => rows::<S, 16>(simd, out, a, b, first, m),
-            8.. => rows::<S, 8>(simd, out, a, b, first, m),
-            4.. => rows::<S, 4>(simd, out, a, b, first, m),
-            _ => rows::<S, 1>(simd, out, a, b, first, m),
+            20.. if S::REGISTER_COUNT > 22 => rows::<S, 20, 1>(simd, out, a, b, first, m),
+            16.. if S::REGISTER_COUNT > 22 => rows::<S, 16, 1>(simd, out, a, b, first, m),
+            // Evenly: a few rows alone would wait for their sums.
+            _ => match left.div_ceil(left.div_ceil(6)) {
+                6 => rows::<S, 6, 2>(simd, out, a, b, first, m),
+                5 => rows::<S, 5, 2>(simd, out, a, b, first, m),
+                4 => rows::<S, 4, 2>(simd, out, a, b, first, m),
+                3 => rows::<S, 3, 2>(simd, out, a, b, first, m),
+                2 => rows::<S, 2, 2>(simd, out, a, b, first, m),
+                _ => rows::<S, 1, 2>(simd, out, a, b, first, m),
+            },
         };
     }
 }
 
-/// `T` rows of the product, those of `a`'s columns from `first` on; returns `T`.
+/// `T` rows of the product, those of `a`'s columns from `first` on, up to `R` registers of each together; returns `T`.
 #[inline(always)]
-fn rows<S: Simd, const T: usize>(
+fn rows<S: Simd, const T: usize, const R: usize>(
     simd: S,
     out: &mut [Lanes],
     a: &[f32],
@@ -52,24 +58,31 @@ fn rows<S: Simd, const T: usize>(
     m: usize,
 ) -> usize {
     let registers = PANEL / S::F32_LANES;
+    if registers < R {
+        return rows::<S, T, 1>(simd, out, a, b, first, m);
+    }
     let (b, _) = S::as_simd_f32s(b.as_flattened());
     let (out, _) = S::as_mut_simd_f32s(out[..T].as_flattened_mut());
-    for register in 0..registers {
-        let mut sums = [simd.splat_f32s(0.0); T];
+    for register in (0..registers).step_by(R) {
+        let mut sums = [[simd.splat_f32s(0.0); R]; T];
         for (a, b) in a.chunks_exact(m).zip(b.chunks_exact(registers)) {
             let factors = a[first..].first_chunk::<T>().expect("T columns from the first on");
+            let b = b[register..].first_chunk::<R>().expect("R registers from this one on");
             for t in 0..T {
-                sums[t] = simd.mul_add_e_f32s(simd.splat_f32s(factors[t]), b[register], sums[t]);
+                for r in 0..R {
+                    sums[t][r] = simd.mul_add_e_f32s(simd.splat_f32s(factors[t]), b[r], sums[t][r]);
+                }
             }
         }
-        for (out, sum) in out.chunks_exact_mut(registers).zip(sums) {
-            out[register] = sum;
+        for (out, sums) in out.chunks_exact_mut(registers).zip(sums) {
+            out[register..register + R].copy_from_slice(&sums);
         }
     }
     T
 }
 
-/// `a bᵀ`, row-major `[m, n]`, of panels of rows `a [p, m, 16]` and `b [p, n, 16]`, `shape` [m, n]: the sum over all p and lanes.
+/// `a bᵀ`, row-major `[m, n]`, `shape`, of panels of rows `a [p, m, 16]` and the first n rows of each of `b [p, .., 16]`: the sum
+/// over all p and lanes.
 #[inline(always)]
 pub(super) fn lane_product_into<S: Simd>(
     simd: S,
@@ -78,21 +91,38 @@ pub(super) fn lane_product_into<S: Simd>(
     a: &[Lanes],
     b: &[Lanes],
 ) {
-    let [m, n] = shape;
-    for j in (0..n).step_by(4) {
-        let mut i = 0;
-        while i < m {
-            i += match (m - i, n - j) {
-                (5.., 4..) if S::REGISTER_COUNT > 29 => lane_sums::<S, 5, 4>(simd, out, shape, [i, j], a, b),
-                (2.., 4..) => lane_sums::<S, 2, 4>(simd, out, shape, [i, j], a, b),
-                (_, 4..) => lane_sums::<S, 1, 4>(simd, out, shape, [i, j], a, b),
-                (_, left) => {
-                    (0..left).for_each(|u| _ = lane_sums::<S, 1, 1>(simd, out, shape, [i, j + u], a, b));
-                    1
-                }
-            };
-        }
+    let mut j = 0;
+    while j < shape[1] {
+        // With what one step loads, the sums must not outnumber the registers.
+        j += match shape[1] - j {
+            4.. if S::REGISTER_COUNT > 29 => lane_columns::<S, 4>(simd, out, shape, j, a, b),
+            3.. => lane_columns::<S, 3>(simd, out, shape, j, a, b),
+            _ => lane_columns::<S, 1>(simd, out, shape, j, a, b),
+        };
     }
+}
+
+/// `U` columns of the product from `j` on; returns `U`.
+#[inline(always)]
+fn lane_columns<S: Simd, const U: usize>(
+    simd: S,
+    out: &mut [f32],
+    shape: [usize; 2],
+    j: usize,
+    a: &[Lanes],
+    b: &[Lanes],
+) -> usize {
+    let m = shape[0];
+    let mut i = 0;
+    while i < m {
+        i += match m - i {
+            5.. if S::REGISTER_COUNT > 29 => lane_sums::<S, 5, U>(simd, out, shape, [i, j], a, b),
+            3.. => lane_sums::<S, 3, U>(simd, out, shape, [i, j], a, b),
+            2 => lane_sums::<S, 2, U>(simd, out, shape, [i, j], a, b),
+            _ => lane_sums::<S, 1, U>(simd, out, shape, [i, j], a, b),
+        };
+    }
+    U
 }
 
 /// `T` rows and `U` columns of the product from `at` on; returns `T`.
@@ -105,10 +135,10 @@ fn lane_sums<S: Simd, const T: usize, const U: usize>(
     a: &[Lanes],
     b: &[Lanes],
 ) -> usize {
-    let registers = PANEL / S::F32_LANES;
+    let (registers, panels) = (PANEL / S::F32_LANES, a.len() / m);
     let ((a, _), (b, _)) = (S::as_simd_f32s(a.as_flattened()), S::as_simd_f32s(b.as_flattened()));
     let mut sums = [[simd.splat_f32s(0.0); U]; T];
-    for (a, b) in a.chunks_exact(m * registers).zip(b.chunks_exact(n * registers)) {
+    for (a, b) in a.chunks_exact(m * registers).zip(b.chunks_exact(b.len() / panels)) {
         let (a, b) = (&a[i * registers..(i + T) * registers], &b[j * registers..(j + U) * registers]);
         for register in 0..registers {
             for t in 0..T {
@@ -242,12 +272,13 @@ pub(super) fn of_columns(data: &[f32], cols: usize) -> Vec<Lanes> {
     panels
 }
 
-/// As [`of_columns`], of the transposed matrix: `[ceil(rows / 16), cols]`.
+/// Row-major `[rows, cols]` in panels of sixteen rows, one after the other, `[ceil(rows / 16), cols + 1]`; zeros fill the last one.
+/// What the additional column holds is nothing: without it, the same column of several panels would share a few lines of the cache.
 pub(super) fn of_rows(data: &[f32], cols: usize) -> Vec<Lanes> {
     let mut panels = Vec::with_capacity(data.len().div_ceil(PANEL));
     for rows in data.chunks(PANEL * cols.max(1)) {
         let first = panels.len();
-        panels.resize(first + cols, [0.0; PANEL]);
+        panels.resize(first + cols + 1, [0.0; PANEL]);
         for (lane, row) in rows.chunks_exact(cols).enumerate() {
             panels[first..].iter_mut().zip(row).for_each(|(lanes, value)| lanes[lane] = *value);
         }
@@ -297,7 +328,9 @@ mod tests {
     fn panels_of_rows_are_those_of_the_transposed_matrix() {
         let data: Vec<f32> = (0..18 * 3).map(|i| i as f32).collect();
         let transposed: Vec<f32> = (0..18 * 3).map(|i| data[i % 18 * 3 + i / 18]).collect();
-        assert_eq!(of_rows(&data, 3), of_columns(&transposed, 18));
+        let panels: Vec<Lanes> =
+            of_rows(&data, 3).chunks_exact(3 + 1).flat_map(|panel| &panel[..3]).copied().collect();
+        assert_eq!(panels, of_columns(&transposed, 18));
     }
 
     #[test]

@@ -9,15 +9,16 @@ use rayon::prelude::*;
 use crate::eval::Embeddings;
 use crate::eval::exp::exp;
 use crate::eval::linalg::{Matrix, Standardiser, View, dot};
-use crate::eval::panels::{
-    BLOCK, Lanes, PANEL, Panels, lane_product_into, of_columns, of_rows, t_product_into,
-};
+use crate::eval::panels::{Lanes, PANEL, Panels, lane_product_into, of_columns, of_rows, t_product_into};
+
+/// Rows of a block: 384 columns of it fit a second-level cache of 512 KiB. A chain of f32 sums is no longer than this.
+pub(super) const BLOCK: usize = 256;
 
 /// Weights are one vector: `W [classes, d]` row by row, then the biases `[classes]`.
 pub(super) struct Problem {
     /// `[n, d]`, standardised.
     pub(super) features: Panels,
-    /// Each block's panels of rows, `[ceil(rows / 16), d]`.
+    /// Each block's panels of rows, [`of_rows`].
     by_rows: Vec<Vec<Lanes>>,
     targets: Vec<usize>,
     pub(super) classes: usize,
@@ -108,8 +109,8 @@ impl WithSimd for Part<'_> {
         let mut residual = vec![[0.0; PANEL]; targets.len().div_ceil(PANEL) * classes];
         let mut loss = 0.0;
         let panels = residual.chunks_exact_mut(classes).zip(targets.chunks(PANEL));
-        for (rows, (residual, targets)) in rows.chunks_exact(d).zip(panels) {
-            t_product_into(simd, residual, self.by_feature, rows);
+        for (rows, (residual, targets)) in rows.chunks_exact(d + 1).zip(panels) {
+            t_product_into(simd, residual, self.by_feature, &rows[..d]);
             loss += softmax_residual(residual, self.biases, targets);
         }
         let mut gradient = vec![0.0; self.problem.weights()];

@@ -1,6 +1,6 @@
 use super::*;
 use crate::eval::golden;
-use crate::eval::panels::BLOCK;
+use objective::BLOCK;
 
 #[test]
 fn accuracy_and_weights_equal_scikit_learns() {

@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Neighbour;
+use super::shortlist::{LANES, MAX_DIM, MAX_ROWS, ROOM, ROUNDER, SLACK, Shortlist, lanes};
+use super::{Neighbour, in_blocks};
 use crate::eval::Embeddings;
 
 /// Queries compared at a time. Larger leaves cores idle on small sets, smaller reads the bank more often.
@@ -18,33 +19,19 @@ const BLOCK: usize = 20 * GROUP;
 /// Queries whose sums lie in registers together.
 const GROUP: usize = 6;
 
-/// Bank rows in a register, each with 4 neighbouring values.
-const LANES: usize = 16;
-
-/// Registers of bank rows: `GROUP * REGISTERS` sums, `REGISTERS` rows' values and a query's fit the 32 registers, and a
-/// panel of 384 columns the first-level cache.
+/// Registers of `LANES` bank rows, each with 4 neighbouring values: `GROUP * REGISTERS` sums, `REGISTERS` rows' values and a
+/// query's fit the 32 registers, and a panel of 384 columns the first-level cache.
 const REGISTERS: usize = 4;
 
 /// Bank rows of a panel.
 const PANEL: usize = LANES * REGISTERS;
+const _: () = assert!(PANEL <= ROOM);
 
-/// Candidates that gather at least before they are pruned. Fewer prune more often, more leave the bar low for longer.
-const PRUNE: usize = 192;
-
-/// Wider rows could overflow a sum of products.
-const MAX_DIM: usize = 1 << 15;
-
-/// Rows are numbered in 32 bits, those of the last panel that don't exist too.
-const MAX_ROWS: usize = i32::MAX as usize - PANEL;
-
-/// More than what f32 rounds off a similarity and its bounds, twice.
-const SLACK: f32 = 2e-5;
+/// Candidates that gather before they are pruned.
+const GATHERED: usize = 192;
 
 /// Queries are shifted to 0..=255: the instruction multiplies unsigned by signed.
 const SHIFT: i32 = 128;
-
-/// Adding it to a small number rounds that to an integer, which then stands in the lowest bits.
-const ROUNDER: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// As [`super::nearest`]; `None` where the machine lacks the instructions, or rows are too wide or too many.
 pub(super) fn nearest(
@@ -63,16 +50,11 @@ pub(super) fn nearest(
         .into_par_iter()
         .map(|panel| Panel::new(bank, panel * PANEL..((panel + 1) * PANEL).min(bank.rows)))
         .collect();
-    let blocks: Vec<Vec<Vec<Neighbour>>> = (0..queries.rows.div_ceil(BLOCK))
-        .into_par_iter()
-        .map(|block| {
-            let rows = block * BLOCK..((block + 1) * BLOCK).min(queries.rows);
-            let query = |row| Query::new(queries.row(row), k, skip_same_row.then_some(row));
-            // SAFETY: the machine has the three features that `screen` is compiled for.
-            unsafe { screen(rows.map(query).collect(), &panels, bank) }
-        })
-        .collect();
-    Some(blocks.into_iter().flatten().collect())
+    Some(in_blocks(queries.rows, BLOCK, |rows| {
+        let query = |row| Query::new(queries.row(row), k, skip_same_row.then_some(row));
+        // SAFETY: the machine has the three features that `screen` is compiled for.
+        unsafe { screen(rows.map(query).collect(), &panels, bank) }
+    }))
 }
 
 /// A row in 8 bits: close to `scale * values`.
@@ -93,22 +75,6 @@ impl Rounded {
         let squares = lanes(row, 0.0, |sum, value, rounded| sum + (value - rounded).powi(2), &rounded);
         Self { values, scale, error: squares.into_iter().sum::<f32>().sqrt() }
     }
-}
-
-/// Folds the pairs of `a` and `b` in sixteen lanes.
-#[inline(always)]
-fn lanes(a: &[f32], start: f32, fold: impl Fn(f32, f32, f32) -> f32, b: &[f32]) -> [f32; LANES] {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let mut folded = [start; LANES];
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..LANES {
-            folded[lane] = fold(folded[lane], a[lane], b[lane]);
-        }
-    }
-    for ((folded, a), b) in folded.iter_mut().zip(a_rest).zip(b_rest) {
-        *folded = fold(*folded, *a, *b);
-    }
-    folded
 }
 
 /// 64 bank rows, sixteen a register; what is missing of the last panel has an upper bound of minus infinity.
@@ -144,72 +110,12 @@ impl Panel {
     }
 }
 
-/// A query and the bank rows that may be its neighbours.
 struct Query<'a> {
-    row: &'a [f32],
-    k: usize,
-    /// No neighbour.
-    skip: Option<usize>,
+    shortlist: Shortlist<'a>,
     /// Four shifted values each.
     words: Vec<i32>,
     scale: f32,
     error: f32,
-    candidates: Candidates,
-    /// How many may gather before they are pruned.
-    limit: usize,
-    /// The k-th largest lower bound at the last pruning, or minus infinity.
-    bar: f32,
-}
-
-/// Rows that may be neighbours and the bounds of their similarities, the first `len` of each list. The lists are longer,
-/// so that whole registers can be stored.
-struct Candidates {
-    upper: Vec<f32>,
-    lower: Vec<f32>,
-    rows: Vec<i32>,
-    len: usize,
-}
-
-impl Candidates {
-    fn new(room: usize) -> Self {
-        Self { upper: vec![0.0; room], lower: vec![0.0; room], rows: vec![0; room], len: 0 }
-    }
-
-    fn make_room(&mut self, room: usize) {
-        let room = room.max(self.rows.len());
-        self.upper.resize(room, 0.0);
-        self.lower.resize(room, 0.0);
-        self.rows.resize(room, 0);
-    }
-
-    /// The lanes whose bits are set; there must be room for sixteen more.
-    #[target_feature(enable = "avx512f")]
-    fn push(&mut self, lanes: u16, [upper, lower]: [__m512; 2], rows: __m512i) {
-        let places = self.len..self.len + LANES;
-        let bits = |values| _mm512_castps_si512(_mm512_maskz_compress_ps(lanes, values));
-        self.upper[places.clone()].copy_from_slice(&store(bits(upper)).map(f32::from_bits));
-        self.lower[places.clone()].copy_from_slice(&store(bits(lower)).map(f32::from_bits));
-        let rows = store(_mm512_maskz_compress_epi32(lanes, rows));
-        self.rows[places].copy_from_slice(&rows.map(u32::cast_signed));
-        self.len += lanes.count_ones() as usize;
-    }
-
-    /// Drops the rows whose upper bound is not above the bar.
-    fn retain_above(&mut self, bar: f32) {
-        let mut kept = 0;
-        for from in 0..self.len {
-            let upper = self.upper[from];
-            (self.upper[kept], self.lower[kept], self.rows[kept]) =
-                (upper, self.lower[from], self.rows[from]);
-            kept += usize::from(upper > bar);
-        }
-        self.len = kept;
-    }
-
-    /// Rows with their upper bounds.
-    fn iter(&self) -> impl Iterator<Item = (f32, usize)> {
-        self.upper[..self.len].iter().zip(&self.rows).map(|(upper, row)| (*upper, *row as usize))
-    }
 }
 
 impl<'a> Query<'a> {
@@ -222,15 +128,10 @@ impl<'a> Query<'a> {
             i32::from_le_bytes(word)
         });
         Self {
-            row,
-            k,
-            skip,
+            shortlist: Shortlist::new(row, k, skip, GATHERED),
             words: words.collect(),
             scale: rounded.scale,
             error: rounded.error,
-            candidates: Candidates::new(PRUNE + PANEL),
-            limit: PRUNE,
-            bar: f32::NEG_INFINITY,
         }
     }
 
@@ -247,69 +148,24 @@ impl<'a> Query<'a> {
             let similarities = _mm512_mul_ps(sum, _mm512_mul_ps(load_ps(&panel.scales[register]), scale));
             let margins = _mm512_fmadd_ps(load_ps(&panel.errors[register]), lengthened, error);
             let upper = _mm512_add_ps(similarities, margins);
-            let promising = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(upper, _mm512_set1_ps(self.bar));
+            let promising = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(upper, _mm512_set1_ps(self.shortlist.bar));
             if promising != 0 {
                 let rows = _mm512_add_epi32(_mm512_set1_epi32(first_row + lanes), numbers);
-                self.candidates.push(promising, [upper, _mm512_sub_ps(similarities, margins)], rows);
+                push(&mut self.shortlist, promising, [upper, _mm512_sub_ps(similarities, margins)], rows);
             }
         }
-        if self.candidates.len >= self.limit {
-            self.prune();
-        }
-    }
-
-    /// Raises the bar to what the candidates say and drops those that are below it.
-    #[inline(never)]
-    fn prune(&mut self) {
-        // A row that is no neighbour may be among the best.
-        let others = self.k - 1 + usize::from(self.skip.is_some());
-        let candidates = &mut self.candidates;
-        if candidates.len > others {
-            let mut lower = candidates.lower[..candidates.len].to_vec();
-            self.bar = *lower.select_nth_unstable_by(others, |a, b| b.total_cmp(a)).1;
-            candidates.retain_above(self.bar);
-        }
-        self.limit = PRUNE.max(2 * candidates.len);
-        candidates.make_room(self.limit + PANEL);
-    }
-
-    /// The neighbours among the candidates: these are compared from the most promising on, until no other can be one.
-    #[target_feature(enable = "avx512f")]
-    fn decide(mut self, bank: &Embeddings) -> Vec<Neighbour> {
-        self.prune();
-        let mut candidates: Vec<(f32, usize)> = self.candidates.iter().collect();
-        candidates.retain(|(_, row)| Some(*row) != self.skip);
-        candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
-        let (mut found, mut bar) = (Vec::<Neighbour>::new(), f32::NEG_INFINITY);
-        let descending =
-            |a: &Neighbour, b: &Neighbour| b.similarity.total_cmp(&a.similarity).then(a.row.cmp(&b.row));
-        for (index, &(upper, row)) in candidates.iter().enumerate() {
-            if upper <= bar {
-                break;
-            }
-            if let Some((_, next)) = candidates.get(index + 2) {
-                prefetch(bank.row(*next));
-            }
-            let products = lanes(self.row, 0.0, |sum, a, b| sum + a * b, bank.row(row));
-            let neighbour = Neighbour { row, similarity: products.into_iter().sum() };
-            let place = found.partition_point(|other| descending(other, &neighbour).is_lt());
-            found.insert(place, neighbour);
-            found.truncate(self.k);
-            if found.len() == self.k {
-                bar = found[self.k - 1].similarity;
-            }
-        }
-        found
+        self.shortlist.make_room();
     }
 }
 
-/// Asks for a row that will be read soon.
-#[inline(always)]
-fn prefetch(row: &[f32]) {
-    for line in row.chunks(LANES) {
-        // SAFETY: a hint, which reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
+/// Adds the lanes whose bits are set.
+#[target_feature(enable = "avx512f")]
+fn push(shortlist: &mut Shortlist, lanes: u16, [upper, lower]: [__m512; 2], rows: __m512i) {
+    let bits = |values| _mm512_castps_si512(_mm512_maskz_compress_ps(lanes, values));
+    let upper = store(bits(upper)).map(f32::from_bits);
+    let lower = store(bits(lower)).map(f32::from_bits);
+    let rows = store(_mm512_maskz_compress_epi32(lanes, rows)).map(u32::cast_signed);
+    shortlist.push(&upper, &lower, &rows, lanes.count_ones() as usize);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -325,7 +181,7 @@ fn screen(mut queries: Vec<Query>, panels: &[Panel], bank: &Embeddings) -> Vec<V
             }
         }
     }
-    queries.into_iter().map(|query| query.decide(bank)).collect()
+    queries.into_iter().map(|query| query.shortlist.decide(bank)).collect()
 }
 
 /// Sums of products of each query's values and each row's.
