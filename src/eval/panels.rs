@@ -13,11 +13,11 @@ use super::linalg::Matrix;
 /// Columns of a panel: one AVX-512 register, or several narrower ones.
 pub(super) const PANEL: usize = 16;
 
-/// Rows of a block: 384 columns of it fit the second-level cache. A chain of f32 sums is no longer than this.
+/// Rows of a block: 384 columns of it fit a second-level cache of 1 MiB. A chain of f32 sums is no longer than this.
 const BLOCK: usize = 512;
 
-/// Blocks whose products one thread sums: fewer mean more sums to hold, more leave cores idle.
-const PART: usize = 2;
+/// Rows whose products one thread sums: fewer mean more sums to hold, more leave cores idle.
+const PART: usize = 1024;
 
 /// A panel's part of one row.
 pub(super) type Lanes = [f32; PANEL];
@@ -34,20 +34,38 @@ pub(super) fn t_product_into<S: Simd>(simd: S, out: &mut [Lanes], a: &[f32], b: 
         first += match left {
             20.. if S::REGISTER_COUNT > 22 => rows::<S, 20, 1>(simd, out, a, b, first, m),
             16.. if S::REGISTER_COUNT > 22 => rows::<S, 16, 1>(simd, out, a, b, first, m),
+            8.. if S::F32_LANES == PANEL => rows::<S, 8, 1>(simd, out, a, b, first, m),
             // Evenly: a few rows alone would wait for their sums.
             _ => match left.div_ceil(left.div_ceil(6)) {
-                6 => rows::<S, 6, 2>(simd, out, a, b, first, m),
-                5 => rows::<S, 5, 2>(simd, out, a, b, first, m),
-                4 => rows::<S, 4, 2>(simd, out, a, b, first, m),
-                3 => rows::<S, 3, 2>(simd, out, a, b, first, m),
-                2 => rows::<S, 2, 2>(simd, out, a, b, first, m),
-                _ => rows::<S, 1, 2>(simd, out, a, b, first, m),
+                6 => few_rows::<S, 6>(simd, out, a, b, first, m),
+                5 => few_rows::<S, 5>(simd, out, a, b, first, m),
+                4 => few_rows::<S, 4>(simd, out, a, b, first, m),
+                3 => few_rows::<S, 3>(simd, out, a, b, first, m),
+                2 => few_rows::<S, 2>(simd, out, a, b, first, m),
+                _ => few_rows::<S, 1>(simd, out, a, b, first, m),
             },
         };
     }
 }
 
-/// `T` rows of the product, those of `a`'s columns from `first` on, up to `R` registers of each together; returns `T`.
+/// [`rows`], two registers of a panel at a time where it has more than one: each factor is loaded half as often.
+#[inline(always)]
+fn few_rows<S: Simd, const T: usize>(
+    simd: S,
+    out: &mut [Lanes],
+    a: &[f32],
+    b: &[Lanes],
+    first: usize,
+    m: usize,
+) -> usize {
+    if S::F32_LANES < PANEL {
+        rows::<S, T, 2>(simd, out, a, b, first, m)
+    } else {
+        rows::<S, T, 1>(simd, out, a, b, first, m)
+    }
+}
+
+/// `T` rows of the product, those of `a`'s columns from `first` on, `R` registers of each together; returns `T`.
 #[inline(always)]
 fn rows<S: Simd, const T: usize, const R: usize>(
     simd: S,
@@ -58,9 +76,6 @@ fn rows<S: Simd, const T: usize, const R: usize>(
     m: usize,
 ) -> usize {
     let registers = PANEL / S::F32_LANES;
-    if registers < R {
-        return rows::<S, T, 1>(simd, out, a, b, first, m);
-    }
     let (b, _) = S::as_simd_f32s(b.as_flattened());
     let (out, _) = S::as_mut_simd_f32s(out[..T].as_flattened_mut());
     for register in (0..registers).step_by(R) {
@@ -81,8 +96,8 @@ fn rows<S: Simd, const T: usize, const R: usize>(
     T
 }
 
-/// `a bᵀ`, row-major `[m, n]`, `shape`, of panels of rows `a [p, m, 16]` and the first n rows of each of `b [p, .., 16]`: the sum
-/// over all p and lanes.
+/// `a bᵀ`, row-major `[m, n]`, `shape`, of panels of rows `a [p, m, 16]` and `b`, p panels that lie as [`of_rows`] makes them of
+/// n columns: the sum over all p and lanes.
 #[inline(always)]
 pub(super) fn lane_product_into<S: Simd>(
     simd: S,
@@ -91,6 +106,8 @@ pub(super) fn lane_product_into<S: Simd>(
     a: &[Lanes],
     b: &[Lanes],
 ) {
+    let [m, n] = shape;
+    assert_eq!((a.len() * stride(n), out.len()), (b.len() * m, m * n), "{m} x {n}");
     let mut j = 0;
     while j < shape[1] {
         // With what one step loads, the sums must not outnumber the registers.
@@ -135,10 +152,10 @@ fn lane_sums<S: Simd, const T: usize, const U: usize>(
     a: &[Lanes],
     b: &[Lanes],
 ) -> usize {
-    let (registers, panels) = (PANEL / S::F32_LANES, a.len() / m);
+    let registers = PANEL / S::F32_LANES;
     let ((a, _), (b, _)) = (S::as_simd_f32s(a.as_flattened()), S::as_simd_f32s(b.as_flattened()));
     let mut sums = [[simd.splat_f32s(0.0); U]; T];
-    for (a, b) in a.chunks_exact(m * registers).zip(b.chunks_exact(b.len() / panels)) {
+    for (a, b) in a.chunks_exact(m * registers).zip(b.chunks_exact(stride(n) * registers)) {
         let (a, b) = (&a[i * registers..(i + T) * registers], &b[j * registers..(j + U) * registers]);
         for register in 0..registers {
             for t in 0..T {
@@ -202,7 +219,8 @@ impl Panels {
         assert_eq!(self.rows, other.rows, "inner dimensions");
         assert!(self.cols > 0 && other.cols > 0, "{} x {}", self.cols, other.cols);
         let blocks: Vec<(&Vec<Lanes>, &Vec<Lanes>)> = self.blocks.iter().zip(&other.blocks).collect();
-        let parts = blocks.par_chunks(PART).map(|part| {
+        let rows = self.blocks.first().map_or(1, |block| block.len() / self.cols.div_ceil(PANEL));
+        let parts = blocks.par_chunks((PART / rows).max(1)).map(|part| {
             let mut sums = vec![[[0.0; PANEL]; PANEL]; pairs.len()];
             for (a, b) in part {
                 Arch::new().dispatch(Pairs { a, b, pairs: &pairs, sums: &mut sums });
@@ -272,18 +290,24 @@ pub(super) fn of_columns(data: &[f32], cols: usize) -> Vec<Lanes> {
     panels
 }
 
-/// Row-major `[rows, cols]` in panels of sixteen rows, one after the other, `[ceil(rows / 16), cols + 1]`; zeros fill the last one.
-/// What the additional column holds is nothing: without it, the same column of several panels would share a few lines of the cache.
+/// Row-major `[rows, cols]` in panels of sixteen rows, one after the other, `[ceil(rows / 16), stride(cols)]`; zeros fill the last
+/// one and the additional column.
 pub(super) fn of_rows(data: &[f32], cols: usize) -> Vec<Lanes> {
-    let mut panels = Vec::with_capacity(data.len().div_ceil(PANEL));
+    let mut panels = Vec::with_capacity(data.len().div_ceil(PANEL * cols.max(1)) * stride(cols));
     for rows in data.chunks(PANEL * cols.max(1)) {
         let first = panels.len();
-        panels.resize(first + cols + 1, [0.0; PANEL]);
+        panels.resize(first + stride(cols), [0.0; PANEL]);
         for (lane, row) in rows.chunks_exact(cols).enumerate() {
             panels[first..].iter_mut().zip(row).for_each(|(lanes, value)| lanes[lane] = *value);
         }
     }
     panels
+}
+
+/// Columns from one panel of rows to the next. One more than it holds: else the same column of all panels would fall into a few
+/// sets of the cache.
+pub(super) const fn stride(cols: usize) -> usize {
+    cols + 1
 }
 
 #[cfg(test)]
@@ -292,35 +316,80 @@ mod tests {
 
     use super::*;
 
-    struct Product<'a>(&'a mut [Lanes], &'a [f32], &'a [Lanes]);
+    /// `f` on every kind of register that this machine has, and without any.
+    fn on_every_kind(f: impl Fn(&mut dyn FnMut(Kernel))) {
+        f(&mut |kernel| Arch::new().dispatch(kernel));
+        f(&mut |kernel| kernel.with_simd(Scalar::new()));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = pulp::x86::V3::try_new() {
+            f(&mut |kernel| Simd::vectorize(avx2, kernel));
+        }
+    }
 
-    impl WithSimd for Product<'_> {
+    enum Kernel<'a> {
+        T(&'a mut [Lanes], &'a [f32], &'a [Lanes]),
+        Lane(&'a mut [f32], [usize; 2], &'a [Lanes], &'a [Lanes]),
+    }
+
+    impl WithSimd for Kernel<'_> {
         type Output = ();
 
+        #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
-            t_product_into(simd, self.0, self.1, self.2);
+            match self {
+                Kernel::T(out, a, b) => t_product_into(simd, out, a, b),
+                Kernel::Lane(out, shape, a, b) => lane_product_into(simd, out, shape, a, b),
+            }
         }
+    }
+
+    /// Integers, whose sums are exact in any order.
+    fn value(i: usize) -> f32 {
+        (i * i % 23) as f32 - 11.0
     }
 
     #[test]
     fn panels_of_any_size_give_the_whole_product_on_every_kind_of_register() {
-        for (k, m, n) in [(3, 1, 1), (40, 7, 16), (33, 20, 35), (5, 53, 20), (0, 4, 2)] {
-            let value = |i: usize| (i * i % 23) as f32 - 11.0;
+        let shapes = (1..=21).map(|m| (9, m, 20));
+        for (k, m, n) in shapes.chain([(3, 1, 1), (40, 7, 16), (33, 20, 35), (5, 53, 20), (0, 4, 2)]) {
             let a: Vec<f32> = (0..k * m).map(value).collect();
             let b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();
             let panels = of_columns(&b, n);
-            for panel in 0..n.div_ceil(PANEL) {
-                let b_panel = &panels[panel * k..][..k];
-                let (mut wide, mut scalar) = (vec![[9.0; PANEL]; m], vec![[9.0; PANEL]; m]);
-                Arch::new().dispatch(Product(&mut wide, &a, b_panel));
-                Product(&mut scalar, &a, b_panel).with_simd(Scalar::new());
-                for (i, j) in (0..m).flat_map(|i| (0..PANEL).map(move |j| (i, j))) {
-                    let column = panel * PANEL + j;
-                    let products = (0..k).filter(|_| column < n).map(|k| a[k * m + i] * b[k * n + column]);
-                    let sum: f32 = products.sum();
-                    assert_eq!((wide[i][j], scalar[i][j]), (sum, sum), "{i} {column}");
+            on_every_kind(|run| {
+                for panel in 0..n.div_ceil(PANEL) {
+                    let mut out = vec![[9.0; PANEL]; m];
+                    run(Kernel::T(&mut out, &a, &panels[panel * k..][..k]));
+                    for (i, j) in (0..m).flat_map(|i| (0..PANEL).map(move |j| (i, j))) {
+                        let column = panel * PANEL + j;
+                        let products =
+                            (0..k).filter(|_| column < n).map(|k| a[k * m + i] * b[k * n + column]);
+                        assert_eq!(out[i][j], products.sum::<f32>(), "{k} x {m} x {n}: {i} {column}");
+                    }
                 }
-            }
+            });
+        }
+    }
+
+    #[test]
+    fn products_over_lanes_are_whole_on_every_kind_of_register() {
+        for (rows, m, n) in
+            (1..=11).flat_map(|m| (1..=9).map(move |n| (37, m, n))).chain([(0, 2, 3), (16, 20, 5)])
+        {
+            let a: Vec<f32> = (0..rows * m).map(value).collect();
+            let b: Vec<f32> = (0..rows * n).map(|i| value(i + 5)).collect();
+            // Without the additional column.
+            let a_panels: Vec<Lanes> =
+                of_rows(&a, m).chunks_exact(stride(m)).flat_map(|panel| &panel[..m]).copied().collect();
+            let mut b_panels = of_rows(&b, n);
+            b_panels.chunks_exact_mut(stride(n)).for_each(|panel| panel[n] = [f32::NAN; PANEL]);
+            on_every_kind(|run| {
+                let mut out = vec![9.0; m * n];
+                run(Kernel::Lane(&mut out, [m, n], &a_panels, &b_panels));
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let sum: f32 = (0..rows).map(|row| a[row * m + i] * b[row * n + j]).sum();
+                    assert_eq!(out[i * n + j], sum, "{rows} x {m} x {n}: {i} {j}");
+                }
+            });
         }
     }
 
@@ -329,7 +398,7 @@ mod tests {
         let data: Vec<f32> = (0..18 * 3).map(|i| i as f32).collect();
         let transposed: Vec<f32> = (0..18 * 3).map(|i| data[i % 18 * 3 + i / 18]).collect();
         let panels: Vec<Lanes> =
-            of_rows(&data, 3).chunks_exact(3 + 1).flat_map(|panel| &panel[..3]).copied().collect();
+            of_rows(&data, 3).chunks_exact(stride(3)).flat_map(|panel| &panel[..3]).copied().collect();
         assert_eq!(panels, of_columns(&transposed, 18));
     }
 
@@ -338,7 +407,7 @@ mod tests {
         let matrix = |rows: usize, cols: usize| -> Vec<f32> {
             (0..rows * cols).map(|i| (i * i % 23) as f32 - (cols % 17) as f32).collect()
         };
-        for (rows, cols, others) in [(PART * BLOCK + BLOCK + 3, 37, 20), (7, 16, 1), (0, 3, 2)] {
+        for (rows, cols, others) in [(PART + BLOCK + 3, 37, 20), (7, 16, 1), (0, 3, 2)] {
             let (a, b) = (matrix(rows, cols), matrix(rows, others));
             let panels = |data: &[f32], cols| {
                 Panels::new(rows, cols, |block| data[block.start * cols..block.end * cols].to_vec())

@@ -9,7 +9,9 @@ use rayon::prelude::*;
 use crate::eval::Embeddings;
 use crate::eval::exp::exp;
 use crate::eval::linalg::{Matrix, Standardiser, View, dot};
-use crate::eval::panels::{Lanes, PANEL, Panels, lane_product_into, of_columns, of_rows, t_product_into};
+use crate::eval::panels::{
+    Lanes, PANEL, Panels, lane_product_into, of_columns, of_rows, stride, t_product_into,
+};
 
 /// Rows of a block: 384 columns of it fit a second-level cache of 512 KiB. A chain of f32 sums is no longer than this.
 pub(super) const BLOCK: usize = 256;
@@ -109,7 +111,7 @@ impl WithSimd for Part<'_> {
         let mut residual = vec![[0.0; PANEL]; targets.len().div_ceil(PANEL) * classes];
         let mut loss = 0.0;
         let panels = residual.chunks_exact_mut(classes).zip(targets.chunks(PANEL));
-        for (rows, (residual, targets)) in rows.chunks_exact(d + 1).zip(panels) {
+        for (rows, (residual, targets)) in rows.chunks_exact(stride(d)).zip(panels) {
             t_product_into(simd, residual, self.by_feature, &rows[..d]);
             loss += softmax_residual(residual, self.biases, targets);
         }

@@ -2,14 +2,13 @@
 //!
 //! Values are rounded to multiples of 1 / `STEPS`. What that takes from a row is no longer than half a step times the root
 //! of its dimensions, which bounds how far a rounded similarity lies from the true one (Cauchy & Schwarz). Only the k
-//! nearest rows and the two or three that resemble the last of them to four digits are compared in f32: the search stays exact.
+//! nearest rows, and the few as near as the last of them but for that bound (0.0007 with 384 dimensions), are compared in f32: the
+//! search stays exact.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::shortlist::{MAX_DIM, MAX_ROWS, ROUNDER, SLACK, Shortlist};
+use super::shortlist::{ROOM, ROUNDER, SLACK, Shortlist, panels};
 use super::{Neighbour, in_blocks};
 use crate::eval::Embeddings;
 
@@ -28,6 +27,7 @@ const REGISTERS: usize = 2;
 
 /// Bank rows of a panel.
 const PANEL: usize = WIDTH * REGISTERS;
+const _: () = assert!(PANEL <= ROOM);
 
 /// Values of a row of length 1 are integers up to this in size: a sum of products, at most the product of two lengths, is
 /// half of what 32 bits hold.
@@ -43,13 +43,10 @@ pub(super) fn nearest(
     k: usize,
     skip_same_row: bool,
 ) -> Option<Vec<Vec<Neighbour>>> {
-    if !is_x86_feature_detected!("avx2") || bank.dim == 0 || bank.dim > MAX_DIM || bank.rows > MAX_ROWS {
+    if !is_x86_feature_detected!("avx2") {
         return None;
     }
-    let panels: Vec<Panel> = (0..bank.rows.div_ceil(PANEL))
-        .into_par_iter()
-        .map(|panel| Panel::new(bank, panel * PANEL..((panel + 1) * PANEL).min(bank.rows)))
-        .collect();
+    let panels = panels(bank, PANEL, Panel::new)?;
     Some(in_blocks(queries.rows, BLOCK, |rows| {
         let groups = rows
             .clone()
@@ -61,11 +58,10 @@ pub(super) fn nearest(
 }
 
 fn in_steps(value: f32) -> i16 {
-    debug_assert!(value.abs() < 1.001, "{value} in a row of length 1");
     (value * STEPS + ROUNDER).to_bits() as i16
 }
 
-/// By how much the sum of the products of two rounded rows can differ from the similarity in squared steps, and its f32 rounding.
+/// In squared steps: how far the sum of products of two rounded rows can lie from their similarity as f32 computes it.
 fn margin(dim: usize) -> f64 {
     let (steps, lost) = (f64::from(STEPS), (dim as f64).sqrt() / 2.0);
     (2.0 * steps + lost) * lost + f64::from(SLACK) * steps * steps
@@ -204,4 +200,22 @@ fn store(register: __m256i) -> [i32; WIDTH] {
     // SAFETY: the array has the register's 32 bytes, and the store asks for no alignment.
     unsafe { _mm256_storeu_si256(stored.as_mut_ptr().cast(), register) };
     stored
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All values are rounded by nearly half a step in one direction: the margin must hold that, and little more.
+    #[test]
+    fn the_margin_is_what_rounding_can_take() {
+        let dim = 2000_usize;
+        let value = 1.0 / (dim as f32).sqrt();
+        let rounded = f64::from(in_steps(value));
+        let sum = dim as f64 * rounded * rounded;
+        let similarity = dim as f64 * f64::from(value).powi(2);
+        let difference = (sum - similarity * f64::from(STEPS).powi(2)).abs();
+        assert!(difference < margin(dim), "{difference} {}", margin(dim));
+        assert!(difference > 0.8 * margin(dim), "{difference} {}", margin(dim));
+    }
 }

@@ -7,9 +7,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::shortlist::{LANES, MAX_DIM, MAX_ROWS, ROOM, ROUNDER, SLACK, Shortlist, lanes};
+use super::shortlist::{LANES, ROOM, ROUNDER, SLACK, Shortlist, lanes, panels};
 use super::{Neighbour, in_blocks};
 use crate::eval::Embeddings;
 
@@ -43,13 +41,10 @@ pub(super) fn nearest(
     let found = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vnni");
-    if !found || bank.dim == 0 || bank.dim > MAX_DIM || bank.rows > MAX_ROWS {
+    if !found {
         return None;
     }
-    let panels: Vec<Panel> = (0..bank.rows.div_ceil(PANEL))
-        .into_par_iter()
-        .map(|panel| Panel::new(bank, panel * PANEL..((panel + 1) * PANEL).min(bank.rows)))
-        .collect();
+    let panels = panels(bank, PANEL, Panel::new)?;
     Some(in_blocks(queries.rows, BLOCK, |rows| {
         let query = |row| Query::new(queries.row(row), k, skip_same_row.then_some(row));
         // SAFETY: the machine has the three features that `screen` is compiled for.
@@ -67,12 +62,12 @@ struct Rounded {
 
 impl Rounded {
     fn new(row: &[f32]) -> Self {
-        let largest = lanes(row, 0.0, |largest, value, _| f32::max(largest, value.abs()), row);
+        let largest = lanes(row, row, |largest, value, _| f32::max(largest, value.abs()));
         let largest = largest.into_iter().fold(0.0, f32::max);
         let (scale, per_value) = if largest > 0.0 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
         let values: Vec<i8> = row.iter().map(|value| (value * per_value + ROUNDER).to_bits() as i8).collect();
         let rounded: Vec<f32> = values.iter().map(|&value| f32::from(value) * scale).collect();
-        let squares = lanes(row, 0.0, |sum, value, rounded| sum + (value - rounded).powi(2), &rounded);
+        let squares = lanes(row, &rounded, |sum, value, rounded| sum + (value - rounded).powi(2));
         Self { values, scale, error: squares.into_iter().sum::<f32>().sqrt() }
     }
 }

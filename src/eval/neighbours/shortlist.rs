@@ -1,5 +1,9 @@
 //! The bank rows that may be neighbours of a query, by bounds of their similarities, and the choice among them.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use super::Neighbour;
 use crate::eval::Embeddings;
 
@@ -10,16 +14,35 @@ pub(super) const LANES: usize = 16;
 pub(super) const ROOM: usize = 64;
 
 /// Rows are numbered in 32 bits, those of the last panel that don't exist too.
-pub(super) const MAX_ROWS: usize = i32::MAX as usize - ROOM;
+const MAX_ROWS: usize = i32::MAX as usize - ROOM;
 
-/// Of wider rows f32 could round off more than `SLACK`, and products of 8 or 16 bits could overflow their sum.
-pub(super) const MAX_DIM: usize = 1 << 12;
+/// Of wider rows f32 could round off more than `SLACK`.
+const MAX_DIM: usize = 1 << 12;
 
-/// More than what f32 rounds off a similarity and its bounds, twice.
-pub(super) const SLACK: f32 = 2e-5;
+/// More than what f32 rounds off a similarity and its bounds: in the worst case 2.1e-5, of `MAX_DIM` values in `LANES` sums.
+pub(super) const SLACK: f32 = 4e-5;
 
 /// Adding it to a small number rounds that to an integer, which then stands in the lowest bits.
 pub(super) const ROUNDER: f32 = 12_582_912.0; // 1.5 * 2^23
+
+/// The bank as a search reads it, `rows` to a panel; `None` if its rows are too wide or too many.
+pub(super) fn panels<P: Send>(
+    bank: &Embeddings,
+    rows: usize,
+    panel: impl Fn(&Embeddings, Range<usize>) -> P + Sync,
+) -> Option<Vec<P>> {
+    if bank.dim == 0 || bank.dim > MAX_DIM || bank.rows > MAX_ROWS {
+        return None;
+    }
+    debug_assert!(
+        (0..bank.rows)
+            .all(|row| lanes(bank.row(row), bank.row(row), |sum, a, b| sum + a * b).iter().sum::<f32>()
+                < 1.001),
+        "rows of length 1"
+    );
+    let starts = (0..bank.rows).into_par_iter().step_by(rows);
+    Some(starts.map(|start| panel(bank, start..(start + rows).min(bank.rows))).collect())
+}
 
 /// Rows that may be neighbours of one query and the bounds of their similarities, the first `len` of each list. The lists
 /// are longer, so that whole registers can be stored.
@@ -28,8 +51,8 @@ pub(super) struct Shortlist<'a> {
     k: usize,
     /// No neighbour.
     skip: Option<usize>,
-    /// The k-th largest lower bound at the last pruning, or minus infinity: a row whose upper bound is not above it need
-    /// not be added.
+    /// The k-th largest lower bound at the last pruning (the next one, where a row is no neighbour), or minus infinity: a row
+    /// whose upper bound is not above it need not be added.
     pub(super) bar: f32,
     upper: Vec<f32>,
     lower: Vec<f32>,
@@ -141,7 +164,7 @@ impl<'a> Shortlist<'a> {
             if let Some((_, next)) = candidates.get(index + 2) {
                 prefetch(bank.row(*next));
             }
-            let products = lanes(self.row, 0.0, |sum, a, b| sum + a * b, bank.row(row));
+            let products = lanes(self.row, bank.row(row), |sum, a, b| sum + a * b);
             let neighbour = Neighbour { row, similarity: products.into_iter().sum() };
             let place = found.partition_point(|other| descending(other, &neighbour).is_lt());
             found.insert(place, neighbour);
@@ -165,11 +188,11 @@ fn prefetch(row: &[f32]) {
     }
 }
 
-/// Folds the pairs of `a` and `b` in sixteen lanes.
+/// Folds the pairs of `a` and `b` in sixteen lanes, from 0.
 #[inline(always)]
-pub(super) fn lanes(a: &[f32], start: f32, fold: impl Fn(f32, f32, f32) -> f32, b: &[f32]) -> [f32; LANES] {
+pub(super) fn lanes(a: &[f32], b: &[f32], fold: impl Fn(f32, f32, f32) -> f32) -> [f32; LANES] {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let mut folded = [start; LANES];
+    let mut folded = [0.0; LANES];
     for (a, b) in a.iter().zip(b) {
         for lane in 0..LANES {
             folded[lane] = fold(folded[lane], a[lane], b[lane]);
