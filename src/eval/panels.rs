@@ -109,9 +109,9 @@ pub(super) fn lane_product_into<S: Simd>(
     let [m, n] = shape;
     assert_eq!((a.len() * stride(n), out.len()), (b.len() * m, m * n), "{m} x {n}");
     let mut j = 0;
-    while j < shape[1] {
+    while j < n {
         // With what one step loads, the sums must not outnumber the registers.
-        j += match shape[1] - j {
+        j += match n - j {
             4.. if S::REGISTER_COUNT > 29 => lane_columns::<S, 4>(simd, out, shape, j, a, b),
             3.. => lane_columns::<S, 3>(simd, out, shape, j, a, b),
             _ => lane_columns::<S, 1>(simd, out, shape, j, a, b),

@@ -1,4 +1,4 @@
-//! The search on machines whose widest registers are AVX2's: these multiply 16-bit integers twice as fast as f32.
+//! The search on machines whose widest registers are AVX2's: these multiply 16-bit integers half as fast again as f32.
 //!
 //! Values are rounded to multiples of 1 / `STEPS`. What that takes from a row is no longer than half a step times the root
 //! of its dimensions, which bounds how far a rounded similarity lies from the true one (Cauchy & Schwarz). Only the k
