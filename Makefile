@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda bench bench-gpu bench-small bench-periods bench-daemon bench-run bench-precision parity forgetting streams clean
+.PHONY: help setup build demo test lint fmt clippy unit alerts deny cuda-check cuda cuda-kernels gpu-test bench bench-gpu bench-small bench-periods bench-daemon bench-run bench-precision parity forgetting streams clean
 
 CARGO ?= cargo
 STEP := tools/step.sh
@@ -26,6 +26,7 @@ test: setup ## everything that CI runs: format, clippy, tests, a trial of the be
 	@$(STEP) "tests and doc tests" $(CARGO) test --locked
 	@$(STEP) "a trial of every benchmark row" $(CARGO) test --locked --bench performance -- --small
 	@$(STEP) "type check of the cuda feature" tools/cuda/check.sh
+	@$(STEP) "CUDA kernels for sm_80 and sm_90" tools/cuda/kernels.sh --check
 	@$(STEP) "alert rules" tools/promtool.sh
 	@$(STEP) "licences, bans, sources" tools/deny.sh
 	@echo "== all steps passed"
@@ -52,6 +53,12 @@ cuda-check: ## type check with the cuda feature: no GPU, no toolkit
 
 cuda: setup ## a release binary with the cuda feature, target/cuda/release/palimpsest; fetches a CUDA toolkit, needs no GPU
 	tools/cuda/build.sh
+
+gpu-test: setup ## every operation on the first CUDA device against the CPU's; fails where there is none
+	tools/cuda/gpu_test.sh
+
+cuda-kernels: ## docs/kernels.md anew: what each CUDA kernel takes, for sm_80 and sm_90; fetches nvcc, needs no GPU
+	tools/cuda/kernels.sh
 
 bench: setup ## docs/performance.md anew, every row against its peers; BENCH="--rows vit_tiny --pairs 9", PYTHON=... if you like
 	python=$$(tools/python.sh benches/peers/requirements.txt $(TARGET)/bench-python) && \

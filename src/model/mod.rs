@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use heads::{HeadSpec, Predictor, Projector};
 pub use init::{Init, ParameterKind, ParameterSpec};
-pub use ops::{Precision, bf16_is_faster};
+pub use ops::{AdamWStep, AdamWTensor, Precision, adamw, bf16_is_faster, sums_of_squares};
 pub use weights::{Trainability, Weights};
 
 /// Which network, by the name used in configuration, job files and manifests.
@@ -52,6 +52,14 @@ impl Architecture {
             Architecture::VitTiny => "vit_tiny",
             Architecture::Resnet18 => "resnet18",
             Architecture::ResnetSmall => "resnet_small",
+        }
+    }
+
+    /// Whether a feature in training depends on the other images of its batch.
+    pub fn normalises_by_batch(self) -> bool {
+        match self {
+            Architecture::VitTiny => false,
+            Architecture::Resnet18 | Architecture::ResnetSmall => true,
         }
     }
 }

@@ -136,7 +136,7 @@ fn block_parameter_name(parameter: BlockParameter) -> &'static str {
 
 /// One block's parameters, as its operation takes them.
 enum Block {
-    /// Trained: joined for each pass, so that an update is seen.
+    /// Trained: taken anew for each pass, so that an update is seen.
     Moving(Vec<Tensor>),
     /// Frozen: joined and prepared once.
     Still(Box<FrozenBlock>),
@@ -153,21 +153,16 @@ impl Block {
         Ok(if parts.iter().any(Tensor::track_op) {
             Block::Moving(parts)
         } else {
-            Block::Still(Box::new(FrozenBlock::new(joined(&parts)?, width, precision)?))
+            Block::Still(Box::new(FrozenBlock::new(layout.join(&parts)?, width, precision)?))
         })
     }
 
     fn forward(&self, x: &Tensor, spec: BlockSpec) -> Result<Tensor, ModelError> {
         match self {
-            Block::Moving(parts) => Ok(ops::transformer_block(x, &joined(parts)?, spec)?),
+            Block::Moving(parts) => Ok(ops::transformer_block_of(x, parts, spec)?),
             Block::Still(block) => Ok(block.forward(x, spec)?),
         }
     }
-}
-
-fn joined(parts: &[Tensor]) -> Result<Tensor, ModelError> {
-    let flat = parts.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>, _>>()?;
-    Ok(Tensor::cat(&flat, 0)?)
 }
 
 /// See the module's text.

@@ -2,21 +2,18 @@
 //! biases, norms and position embeddings, and moments that can be saved and restored bit for bit.
 //!
 //! Parameters keep the order they were given in, and every sum over them is taken in that order. A parameter
-//! without a gradient is an error: candle drops gradients silently where an operation has no backward. On the
-//! CPU each moment and parameter is updated in one pass in place, elsewhere by tensor operations.
+//! without a gradient is an error: candle drops gradients silently where an operation has no backward. The arithmetic of a step
+//! is an operation of the model's (`ops::adamw`).
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
-use rayon::prelude::*;
+use candle_core::{Result, Tensor, Var, bail};
+
+use crate::model::{AdamWStep, AdamWTensor, adamw};
 
 use super::spec::Optimisation;
 
-/// Added to the root of the second moment, as in the publication and in PyTorch.
-const EPSILON: f64 = 1e-8;
 /// Added to the global norm before the limit is divided by it, as PyTorch does.
 const NORM_EPSILON: f64 = 1e-6;
-/// Elements updated by one task. Below a few thousand the hand-over costs more than the work.
-const CHUNK: usize = 1 << 14;
 /// timm's parameters that are not decayed although they have more than one dimension.
 const NOT_DECAYED: [&str; 2] = ["pos_embed", "cls_token"];
 
@@ -35,21 +32,6 @@ struct Parameter {
     /// Running means of the gradient and of its square.
     moments: [Tensor; 2],
     decays: bool,
-}
-
-/// One step's numbers for one parameter, as [`AdamW::update`] has computed them.
-#[derive(Clone, Copy)]
-struct Update {
-    /// What gradients are multiplied by, because of clipping.
-    scale: f64,
-    beta1: f64,
-    beta2: f64,
-    /// Learning rate over the first moment's bias correction.
-    rate: f64,
-    /// Root of the second moment's bias correction.
-    root_correction: f64,
-    /// What the parameter is multiplied by, because of weight decay.
-    keep: f64,
 }
 
 impl AdamW {
@@ -108,23 +90,18 @@ impl AdamW {
     ) -> Result<()> {
         let correction1 = 1.0 - self.beta1.powf(number as f64);
         let correction2 = 1.0 - self.beta2.powf(number as f64);
-        for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
+        let step = AdamWStep {
+            scale,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            rate: learning_rate / correction1,
+            root_correction: correction2.sqrt(),
+        };
+        let moved = self.parameters.iter().zip(gradients).map(|(parameter, gradient)| {
             let decay = if parameter.decays { learning_rate * self.weight_decay } else { 0.0 };
-            let update = Update {
-                scale,
-                beta1: self.beta1,
-                beta2: self.beta2,
-                rate: learning_rate / correction1,
-                root_correction: correction2.sqrt(),
-                keep: 1.0 - decay,
-            };
-            if parameter.var.device().is_cpu() {
-                parameter.update_in_place(gradient, update)?;
-            } else {
-                parameter.update_by_tensors(gradient, update)?;
-            }
-        }
-        Ok(())
+            parameter.with(gradient, 1.0 - decay)
+        });
+        adamw(&moved.collect::<Vec<_>>(), step)
     }
 
     /// Both moments of every parameter, `NAME.first` and `NAME.second`.
@@ -156,109 +133,8 @@ impl AdamW {
 }
 
 impl Parameter {
-    fn update_in_place(&self, gradient: &Tensor, update: Update) -> Result<()> {
-        let [first, second] = &self.moments;
-        let Update { scale, beta1, beta2, rate, root_correction, keep } = update;
-        first
-            .inplace_op2(gradient, &RunningMean { beta: beta1 as f32, scale: scale as f32, square: false })?;
-        second
-            .inplace_op2(gradient, &RunningMean { beta: beta2 as f32, scale: scale as f32, square: true })?;
-        let rate = rate as f32;
-        let move_by = Move { keep: keep as f32, rate, root_correction: root_correction as f32 };
-        self.var.as_tensor().inplace_op3(first, second, &move_by)
-    }
-
-    fn update_by_tensors(&mut self, gradient: &Tensor, update: Update) -> Result<()> {
-        let gradient = (gradient.detach() * update.scale)?;
-        let mean = |moment: &Tensor, value: Tensor, beta: f64| (moment * beta)? + (value * (1.0 - beta))?;
-        let first = mean(&self.moments[0], gradient.clone(), update.beta1)?;
-        let second = mean(&self.moments[1], gradient.sqr()?, update.beta2)?;
-        let root = ((second.sqrt()? / update.root_correction)? + EPSILON)?;
-        let kept = (self.var.as_detached_tensor() * update.keep)?;
-        self.var.set(&(kept - ((&first / root)? * update.rate)?)?)?;
-        self.moments = [first, second];
-        Ok(())
-    }
-}
-
-/// `mean = beta * mean + (1 - beta) * x`, x being the scaled gradient or its square.
-struct RunningMean {
-    beta: f32,
-    scale: f32,
-    square: bool,
-}
-
-impl InplaceOp2 for RunningMean {
-    fn name(&self) -> &'static str {
-        "running-mean"
-    }
-
-    fn cpu_fwd(
-        &self,
-        mean: &mut CpuStorage,
-        at: &Layout,
-        gradient: &CpuStorage,
-        from: &Layout,
-    ) -> Result<()> {
-        let gradient = values(gradient, from)?;
-        let mean = values_mut(mean, at)?;
-        let chunks = mean.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
-        chunks.for_each(|(mean, gradient)| {
-            for (mean, gradient) in mean.iter_mut().zip(gradient) {
-                let g = gradient * self.scale;
-                let x = if self.square { g * g } else { g };
-                *mean = self.beta * *mean + (1.0 - self.beta) * x;
-            }
-        });
-        Ok(())
-    }
-}
-
-/// The step from both moments.
-struct Move {
-    keep: f32,
-    rate: f32,
-    root_correction: f32,
-}
-
-impl InplaceOp3 for Move {
-    fn name(&self) -> &'static str {
-        "adamw-move"
-    }
-
-    fn cpu_fwd(
-        &self,
-        parameter: &mut CpuStorage,
-        at: &Layout,
-        first: &CpuStorage,
-        first_at: &Layout,
-        second: &CpuStorage,
-        second_at: &Layout,
-    ) -> Result<()> {
-        let (first, second) = (values(first, first_at)?, values(second, second_at)?);
-        let parameter = values_mut(parameter, at)?;
-        let moments = first.par_chunks(CHUNK).zip(second.par_chunks(CHUNK));
-        parameter.par_chunks_mut(CHUNK).zip(moments).for_each(|(parameter, (first, second))| {
-            for ((p, m), v) in parameter.iter_mut().zip(first).zip(second) {
-                let root = v.sqrt() / self.root_correction + EPSILON as f32;
-                *p = self.keep * *p - self.rate * m / root;
-            }
-        });
-        Ok(())
-    }
-}
-
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match (layout.contiguous_offsets(), storage.as_slice::<f32>()?) {
-        (Some((start, end)), all) => Ok(&all[start..end]),
-        (None, _) => bail!("the optimiser needs contiguous tensors"),
-    }
-}
-
-fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    match (layout.contiguous_offsets(), storage) {
-        (Some((start, end)), CpuStorage::F32(all)) => Ok(&mut all[start..end]),
-        _ => bail!("the optimiser needs contiguous f32 tensors"),
+    fn with<'a>(&'a self, gradient: &'a Tensor, keep: f64) -> AdamWTensor<'a> {
+        AdamWTensor { parameter: self.var.as_tensor(), gradient, moments: self.moments.each_ref(), keep }
     }
 }
 
@@ -309,26 +185,6 @@ mod tests {
             [reference(1.0, &[0.5, 0.3, -0.4], 0.01, 0.1), reference(-2.0, &[-0.1, 0.2, 0.7], 0.01, 0.1)];
         for (got, expected) in content(&weight).iter().zip(expected) {
             assert!((f64::from(*got) - expected).abs() < 1e-6, "{got} is not {expected}");
-        }
-    }
-
-    #[test]
-    fn tensor_operations_compute_what_the_passes_in_place_do() {
-        let data: Vec<f32> = (0..40_000).map(|i| (i as f32 * 0.37).sin()).collect();
-        let shape = (200, 200);
-        let (fused, plain) = (var(&data, shape), var(&data, shape));
-        let named = |var: &Var| vec![("w".to_owned(), var.clone())];
-        let a = AdamW::new(named(&fused), &optimisation()).unwrap();
-        let mut b = AdamW::new(named(&plain), &optimisation()).unwrap();
-        let update =
-            Update { scale: 0.7, beta1: 0.9, beta2: 0.999, rate: 0.01, root_correction: 0.5, keep: 0.99 };
-        for shift in [0.1, 0.9] {
-            let g: Vec<f32> = (0..40_000).map(|i| (i as f32 * 0.11 + shift).cos()).collect();
-            a.parameters[0].update_in_place(&gradient(&g, shape), update).unwrap();
-            b.parameters[0].update_by_tensors(&gradient(&g, shape), update).unwrap();
-        }
-        for (x, y) in content(&fused).iter().zip(content(&plain)) {
-            assert!((x - y).abs() < 1e-6, "{x} {y}");
         }
     }
 

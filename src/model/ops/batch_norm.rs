@@ -4,6 +4,9 @@
 //! Sums are taken over fixed parts of the rows, and over the parts in f64. The running statistics are the caller's: training returns the
 //! batch's moments, this file updates nothing.
 
+#[cfg(feature = "cuda")]
+mod on_gpu;
+
 use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
@@ -11,6 +14,8 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, b
 use rayon::prelude::*;
 
 use super::add_relu::relu_reference;
+#[cfg(feature = "cuda")]
+use super::has_gpu_kernel;
 use super::has_kernel;
 use super::kernel::{
     Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_over_parts, tensor_like, with_real,
@@ -43,6 +48,10 @@ pub struct Moments {
 
 /// Normalises by the batch's moments, which it also returns.
 pub fn batch_norm_train(input: BatchNormInput<'_>) -> Result<(Tensor, Moments)> {
+    #[cfg(feature = "cuda")]
+    if has_gpu_kernel(input.x) {
+        return on_gpu::train(input);
+    }
     if !has_kernel(input.x) {
         return reference_train(input);
     }
@@ -57,6 +66,10 @@ pub fn batch_norm_train(input: BatchNormInput<'_>) -> Result<(Tensor, Moments)> 
 
 /// Normalises by `moments`, which are constants of the graph.
 pub fn batch_norm_eval(input: BatchNormInput<'_>, moments: &Moments) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if has_gpu_kernel(input.x) {
+        return on_gpu::eval(input, moments);
+    }
     if !has_kernel(input.x) {
         return reference_eval(input, moments);
     }

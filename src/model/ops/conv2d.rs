@@ -8,14 +8,16 @@ use super::arithmetic::{Arithmetic, Full, Precision};
 use super::bf16::Bf16;
 use super::kernel::{Real, View, into_storage, slice, tensor_like};
 use super::patches::{Geometry, Product, Source, WeightGradient, input_gradient};
+use super::product::product;
 use super::single::Single;
+use super::unfold::unfold;
 use super::{Window, has_kernel};
 
 /// `x` [batch, height, width, channels], `weight` [out_channels, channels, kernel, kernel]
 /// -> [batch, out_height, out_width, out_channels]. No bias: a normalisation follows every convolution here.
 pub fn conv2d(x: &Tensor, weight: &Tensor, window: Window, precision: Precision) -> Result<Tensor> {
     if !has_kernel(x) {
-        return reference(x, weight, window);
+        return reference(x, weight, window, precision);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let input_tracked = x.track_op();
@@ -32,27 +34,14 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, window: Window, precision: Precision)
     }
 }
 
-/// Patches by index, then one product. candle's own `conv2d` is no reference: its backward takes the rounding of the
-/// height for that of the width too, and fails on images that are not square.
-pub(super) fn reference(x: &Tensor, weight: &Tensor, window: Window) -> Result<Tensor> {
+/// Patches, then one product. candle's own `conv2d` is no reference: its backward takes the rounding of the height for that of the
+/// width too, and fails on images that are not square.
+pub(super) fn reference(x: &Tensor, weight: &Tensor, window: Window, precision: Precision) -> Result<Tensor> {
     let (batch, height, width, _) = x.dims4()?;
-    let (out_height, out_width) = (window.positions(height), window.positions(width));
-    let Window { kernel, stride, padding } = window;
-    let x = x.pad_with_zeros(1, padding, padding)?.pad_with_zeros(2, padding, padding)?.contiguous()?;
-    let shifted = |count: usize, shift: usize| {
-        let indices: Vec<u32> = (0..count).map(|position| (position * stride + shift) as u32).collect();
-        Tensor::new(indices, x.device())
-    };
-    let mut patches = Vec::with_capacity(kernel * kernel);
-    for row in 0..kernel {
-        let rows = x.index_select(&shifted(out_height, row)?, 1)?;
-        for column in 0..kernel {
-            patches.push(rows.index_select(&shifted(out_width, column)?, 2)?);
-        }
-    }
-    let patches = Tensor::cat(&patches, 3)?.flatten(0, 2)?;
+    let patches = unfold(x, window)?;
     let weight = weight.permute((0, 2, 3, 1))?.flatten_from(1)?;
-    patches.matmul(&weight.t()?)?.reshape((batch, out_height, out_width, ()))
+    let shape = (batch, window.positions(height), window.positions(width), weight.dim(0)?);
+    product(&patches, &weight.t()?, precision)?.reshape(shape)
 }
 
 struct Conv2d<A> {
@@ -136,7 +125,7 @@ mod tests {
         for window in WINDOWS {
             let inputs = [random((2, 4, 5, 2), 1), random((3, 2, window.kernel, window.kernel), 2)];
             assert_gradients(&inputs, |x| conv2d(&x[0], &x[1], window, Precision::F32));
-            assert_gradients(&inputs, |x| reference(&x[0], &x[1], window));
+            assert_gradients(&inputs, |x| reference(&x[0], &x[1], window, Precision::F32));
         }
     }
 
@@ -148,7 +137,7 @@ mod tests {
             assert_same(
                 &inputs,
                 |x| conv2d(&x[0], &x[1], window, Precision::F32),
-                |x| reference(&x[0], &x[1], window),
+                |x| reference(&x[0], &x[1], window, Precision::F32),
             );
         }
     }
@@ -176,7 +165,7 @@ mod tests {
             let inputs =
                 [random((batch, height, width, channels), 1), random((out_channels, channels, kernel, kernel), 2)];
             let f32_op = |x: &[Tensor]| conv2d(&x[0], &x[1], window, Precision::F32);
-            assert_same(&inputs, f32_op, |x| reference(&x[0], &x[1], window));
+            assert_same(&inputs, f32_op, |x| reference(&x[0], &x[1], window, Precision::F32));
             let exact = results(&inputs, window, Precision::F32);
             let rounded = results(&inputs, window, Precision::Bf16);
             exact.iter().zip(&rounded).for_each(|(exact, rounded)| assert_near(exact, rounded, 0.01));

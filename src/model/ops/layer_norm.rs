@@ -4,18 +4,22 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, Device};
 use rayon::prelude::*;
 
-use super::has_kernel;
+#[cfg(feature = "cuda")]
+use super::gpu::{self, Matrix, cuda};
 use super::kernel::{
     Real, View, into_storage, rows_and_width, rows_per_part, slice, sum_in_order, tensor_like, with_real,
 };
 use super::vector::{mean_and_scale, sum_of, sum_of_three};
+use super::{has_gpu_kernel, has_kernel};
 use crate::widest::widest;
 
 /// `x` [.., width], `gamma` and `beta` [width] -> [.., width].
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
-    if !has_kernel(x) {
+    if !has_kernel(x) && !has_gpu_kernel(x) {
         return reference(x, gamma, beta, eps);
     }
     x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, LayerNorm { eps })
@@ -46,15 +50,28 @@ impl CustomOp3 for LayerNorm {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (_, width) = rows_and_width(l1)?;
-        if l2.dims() != [width] || l3.dims() != [width] || width == 0 {
-            bail!("layer-norm: gamma {:?} and beta {:?} do not fit {:?}", l2.shape(), l3.shape(), l1.shape());
-        }
+        check(l1, l2, l3)?;
         let storage = with_real!(s1.dtype(), "layer-norm", T => {
             let (x, gamma, beta) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?, slice::<T>(s3, l3)?);
             Ok(into_storage(forward(x, Norm { gamma, beta, eps: self.eps })))
         })?;
         Ok((storage, l1.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        check(l1, l2, l3)?;
+        let inputs = [cuda::span(s1, l1)?, cuda::span(s2, l2)?, cuda::span(s3, l3)?];
+        let y = gpu::layer_norm::forward(s1.device(), inputs, Matrix::of(l1)?, self.eps)?;
+        Ok((cuda::into_storage(y, s1.device()), l1.shape().clone()))
     }
 
     fn bwd(
@@ -66,6 +83,15 @@ impl CustomOp3 for LayerNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(device) = x.device() {
+            let views = [cuda::View::of(x), cuda::View::of(gamma), cuda::View::of(&grad)];
+            let inputs = [views[0].span()?, views[1].span()?, views[2].span()?];
+            let gradients = gpu::layer_norm::backward(device, inputs, Matrix::of(x.layout())?, self.eps)?;
+            let dx = cuda::into_tensor(gradients.dx, device, x.shape());
+            let parameters = cuda::into_tensor(gradients.parameters, device, (2, gamma.elem_count()));
+            return Ok((Some(dx), Some(parameters.get(0)?), Some(parameters.get(1)?)));
+        }
         with_real!(x.dtype(), "layer-norm", T => {
             let (x_view, gamma_view, beta_view, grad) = (View::of(x), View::of(gamma), View::of(beta), View::of(&grad));
             let norm = Norm { gamma: gamma_view.slice::<T>()?, beta: beta_view.slice()?, eps: self.eps };
@@ -73,6 +99,14 @@ impl CustomOp3 for LayerNorm {
             Ok((Some(tensor_like(dx, x)?), Some(tensor_like(dgamma, gamma)?), Some(tensor_like(dbeta, gamma)?)))
         })
     }
+}
+
+fn check(x: &Layout, gamma: &Layout, beta: &Layout) -> Result<()> {
+    let (_, width) = rows_and_width(x)?;
+    if gamma.dims() != [width] || beta.dims() != [width] || width == 0 {
+        bail!("layer-norm: gamma {:?} and beta {:?} do not fit {:?}", gamma.shape(), beta.shape(), x.shape());
+    }
+    Ok(())
 }
 
 /// What a row is normalised with: `gamma` and `beta` [width].

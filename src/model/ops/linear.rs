@@ -7,14 +7,17 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::Precision;
+use super::add_bias::add_bias;
 use super::has_kernel;
 use super::kernel::{Real, View, into_storage, rows_and_width, slice, tensor_like, with_real};
 use super::matrix::{Matrix, Shape as MatrixShape, Write};
+use super::product::product;
 
 /// `x` [.., inputs], `weight` [outputs, inputs], `bias` [outputs] -> [.., outputs].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if !has_kernel(x) {
-        return reference(x, weight, bias);
+        return reference(x, weight, bias, Precision::F32);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let op = Linear { input_tracked: x.track_op() };
@@ -24,13 +27,18 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
 }
 
-pub(super) fn reference(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn reference(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    precision: Precision,
+) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     let mut dims = x.dims().to_vec();
-    let y = x.reshape(((), inputs))?.matmul(&weight.t()?)?;
+    let y = product(&x.reshape(((), inputs))?, &weight.t()?, precision)?;
     let y = match bias {
         None => y,
-        Some(bias) => y.broadcast_add(bias)?,
+        Some(bias) => add_bias(&y, bias)?,
     };
     if let Some(last) = dims.last_mut() {
         *last = outputs;
@@ -233,15 +241,19 @@ mod tests {
     fn gradients_equal_finite_differences() {
         let inputs = [random((2, 3, 5), 1), random((4, 5), 2), random(4, 3)];
         assert_gradients(&inputs, |x| linear(&x[0], &x[1], Some(&x[2])));
-        assert_gradients(&inputs, |x| reference(&x[0], &x[1], Some(&x[2])));
+        assert_gradients(&inputs, |x| reference(&x[0], &x[1], Some(&x[2]), Precision::F32));
         assert_gradients(&inputs[..2], |x| linear(&x[0], &x[1], None));
-        assert_gradients(&inputs[..2], |x| reference(&x[0], &x[1], None));
+        assert_gradients(&inputs[..2], |x| reference(&x[0], &x[1], None, Precision::F32));
     }
 
     #[test]
     fn several_parts_give_what_one_product_gives() {
         let inputs = [random((300, 7), 1), random((150, 7), 2), random(150, 3)];
-        assert_same(&inputs, |x| linear(&x[0], &x[1], Some(&x[2])), |x| reference(&x[0], &x[1], Some(&x[2])));
+        assert_same(
+            &inputs,
+            |x| linear(&x[0], &x[1], Some(&x[2])),
+            |x| reference(&x[0], &x[1], Some(&x[2]), Precision::F32),
+        );
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! Invariant: on the CPU the result depends on the inputs alone, not on the number of threads. Work is cut into parts
 //! whose sizes follow from shapes; each part is computed by one thread; partial sums are combined in the parts' order.
 //!
-//! Devices other than the CPU run the reference. Every operation takes f32 and f64: f64 is what the gradient checks
-//! run in. Products of f32 tensors may be taken in bf16 ([`Precision`]): `arithmetic` says what an operand is then,
+//! On a GPU some operations have kernels of their own for f32 (`gpu`, and `NAME.cu` beside `NAME.rs`); the others run the
+//! reference there. Every operation takes f32 and f64: f64 is what the gradient checks run in. Products of f32 tensors may be taken in bf16 ([`Precision`]): `arithmetic` says what an operand is then,
 //! `bf16` multiplies, and `vector` compiles the loops between products for the widest instructions there are.
 //!
 //! Why own operations: candle's `LayerNorm` and `softmax_last_dim` record no backward and say nothing, its max-pool
@@ -16,6 +16,8 @@
 //! slower than its forward. And a whole block as one operation (a transformer's, a residual network's) keeps in the cache
 //! what a chain of operations sends through memory.
 
+mod adamw;
+mod add_bias;
 mod add_relu;
 mod arithmetic;
 #[cfg(target_arch = "x86_64")]
@@ -31,6 +33,8 @@ mod conv2d;
 mod conv_norm;
 mod frozen_conv;
 mod gelu;
+#[cfg(any(test, feature = "cuda"))]
+mod gpu;
 #[cfg(test)]
 pub(super) mod gradient_check;
 mod kernel;
@@ -40,10 +44,14 @@ mod matrix;
 mod max_pool2d;
 mod panels;
 mod patches;
+mod product;
 mod single;
+mod softmax;
 mod transformer_block;
+mod unfold;
 mod vector;
 
+pub use adamw::{AdamWStep, AdamWTensor, adamw, sums_of_squares};
 pub use add_relu::add_relu;
 pub use arithmetic::Precision;
 pub use batch_norm::{Activation, BatchNormInput, Moments, batch_norm_eval, batch_norm_train};
@@ -55,9 +63,11 @@ pub use frozen_conv::{FrozenConvNorm, FrozenNorm};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use max_pool2d::max_pool2d;
-pub use transformer_block::{BlockLayout, BlockParameter, BlockSpec, FrozenBlock, Output, transformer_block};
+pub use transformer_block::{
+    BlockLayout, BlockParameter, BlockSpec, FrozenBlock, Output, transformer_block_of,
+};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 /// A window that slides over an image: square kernel, the same stride and padding along both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +87,12 @@ impl Window {
     }
 }
 
-/// Whether the hand-written kernels apply; otherwise the reference composition runs.
+/// Whether the hand-written kernels for the CPU apply.
 fn has_kernel(tensor: &Tensor) -> bool {
     matches!(tensor.device(), Device::Cpu)
+}
+
+/// Whether the hand-written kernels for a GPU apply, of operations that have some.
+fn has_gpu_kernel(tensor: &Tensor) -> bool {
+    cfg!(feature = "cuda") && tensor.device().is_cuda() && tensor.dtype() == DType::F32
 }

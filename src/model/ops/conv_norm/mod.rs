@@ -20,12 +20,14 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, b
 
 use super::add_relu;
 use super::arithmetic::{Arithmetic, Full, Precision};
-use super::batch_norm::{Activation, BatchNormInput, HostMoments, Moments, reference_train};
+use super::batch_norm::{
+    Activation, BatchNormInput, HostMoments, Moments, batch_norm_train, reference_train,
+};
 use super::bf16::Bf16;
 use super::kernel::{View, into_storage, slice, tensor_like};
 use super::patches::{Geometry, KernelOrder, Padded};
 use super::single::Single;
-use super::{Window, conv2d, has_kernel};
+use super::{Window, conv2d, has_gpu_kernel, has_kernel};
 
 /// A convolution and its normalisation: `weight` [out, in, kernel, kernel], `gamma` and `beta` [out].
 #[derive(Clone, Copy)]
@@ -61,7 +63,7 @@ pub fn conv_norm(
     rule: ConvNormRule,
 ) -> Result<(Tensor, Moments)> {
     if !has_kernel(x) {
-        return reference_step(x, step, activation, rule.eps);
+        return reference_step(x, step, activation, rule);
     }
     let (y, moments) = apply(x, &[step], Form::Single(activation), rule)?;
     let Some(moments) = moments.into_iter().next() else { bail!("conv-norm left no moments") };
@@ -77,7 +79,7 @@ pub fn residual_block(
     rule: ConvNormRule,
 ) -> Result<(Tensor, Vec<Moments>)> {
     if !has_kernel(x) {
-        return reference_block(x, steps, rule.eps);
+        return reference_block(x, steps, rule);
     }
     let all: Vec<ConvNormStep<'_>> =
         [steps.first, steps.second].into_iter().chain(steps.downsample).collect();
@@ -88,19 +90,25 @@ fn reference_step(
     x: &Tensor,
     step: ConvNormStep<'_>,
     activation: Activation,
-    eps: f64,
+    rule: ConvNormRule,
 ) -> Result<(Tensor, Moments)> {
-    let x = conv2d::reference(x, step.weight, step.window)?;
-    reference_train(BatchNormInput { x: &x, gamma: step.gamma, beta: step.beta, eps, activation })
+    let x = conv2d::reference(x, step.weight, step.window, rule.precision)?;
+    let ConvNormStep { gamma, beta, .. } = step;
+    let norm = if has_gpu_kernel(&x) { batch_norm_train } else { reference_train };
+    norm(BatchNormInput { x: &x, gamma, beta, eps: rule.eps, activation })
 }
 
-fn reference_block(x: &Tensor, steps: ResidualSteps<'_>, eps: f64) -> Result<(Tensor, Vec<Moments>)> {
-    let (hidden, first) = reference_step(x, steps.first, Activation::Relu, eps)?;
-    let (y, second) = reference_step(&hidden, steps.second, Activation::Identity, eps)?;
+fn reference_block(
+    x: &Tensor,
+    steps: ResidualSteps<'_>,
+    rule: ConvNormRule,
+) -> Result<(Tensor, Vec<Moments>)> {
+    let (hidden, first) = reference_step(x, steps.first, Activation::Relu, rule)?;
+    let (y, second) = reference_step(&hidden, steps.second, Activation::Identity, rule)?;
     match steps.downsample {
         None => Ok((add_relu::reference(&y, x)?, vec![first, second])),
         Some(step) => {
-            let (shortcut, third) = reference_step(x, step, Activation::Identity, eps)?;
+            let (shortcut, third) = reference_step(x, step, Activation::Identity, rule)?;
             Ok((add_relu::reference(&y, &shortcut)?, vec![first, second, third]))
         }
     }

@@ -76,10 +76,10 @@ impl Shape {
     fn reference(self, x: &[Tensor]) -> Result<(Tensor, Vec<Moments>)> {
         match self {
             Shape::Single { activation, .. } => {
-                let (y, moments) = reference_step(&x[0], self.steps(x)[0], activation, EPS)?;
+                let (y, moments) = reference_step(&x[0], self.steps(x)[0], activation, rule(Precision::F32))?;
                 Ok((y, vec![moments]))
             }
-            Shape::Block { .. } => reference_block(&x[0], self.residual(x), EPS),
+            Shape::Block { .. } => reference_block(&x[0], self.residual(x), rule(Precision::F32)),
         }
     }
 

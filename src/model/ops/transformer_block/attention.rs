@@ -3,27 +3,26 @@
 //! The probabilities are not kept (they would be the largest tensor of the network): the backward pass computes them
 //! again. Queries, keys and values lie packed in `qkv` [tokens, 3 * width], in the order in which timm's layer writes.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::super::arithmetic::{Arithmetic, Left, Right, Rows};
+use super::super::arithmetic::{Arithmetic, Left, Precision, Right, Rows};
 use super::super::kernel::Real;
 use super::super::matrix::Write;
+use super::super::product::product;
+use super::super::softmax::scaled_softmax;
 use super::super::vector::{softmax, softmax_gradient};
 use crate::widest::widest;
 
 /// `qkv` [batch, tokens, 3 * width] -> [batch, tokens, width]
-pub(super) fn reference(qkv: &Tensor, heads: usize) -> Result<Tensor> {
+pub(super) fn reference(qkv: &Tensor, heads: usize, precision: Precision) -> Result<Tensor> {
     let (batch, tokens, packed) = qkv.dims3()?;
     let (width, head_width) = (packed / 3, packed / 3 / heads);
     let qkv = qkv.reshape((batch, tokens, 3, heads, head_width))?.permute((2, 0, 3, 1, 4))?;
     let part = |index: usize| qkv.narrow(0, index, 1)?.squeeze(0)?.contiguous();
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-    let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / (head_width as f64).sqrt())?;
-    // The shift cancels in the quotient: it is a constant of the graph.
-    let shift = scores.max_keepdim(D::Minus1)?.detach();
-    let weights = scores.broadcast_sub(&shift)?.exp()?;
-    let probabilities = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-    probabilities.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, width))
+    let scores = product(&q, &k.transpose(2, 3)?.contiguous()?, precision)?;
+    let probabilities = scaled_softmax(&scores, 1.0 / (head_width as f64).sqrt())?;
+    product(&probabilities, &v, precision)?.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, width))
 }
 
 #[derive(Clone, Copy)]

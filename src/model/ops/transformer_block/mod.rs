@@ -21,11 +21,13 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, b
 
 pub use frozen::FrozenBlock;
 
+use super::add_bias::add_bias;
 use super::arithmetic::{Arithmetic, Full, Precision};
 use super::bf16::Bf16;
-use super::has_kernel;
+use super::gelu::bias_gelu;
 use super::kernel::{View, into_storage, slice, tensor_like};
 use super::single::Single;
+use super::{has_gpu_kernel, has_kernel, layer_norm, linear};
 
 /// Rows of a tile, if its images are shorter: the tile's activations then stay in a second-level cache of 1 MiB, and the
 /// weights that are read once for it are used often enough.
@@ -100,6 +102,22 @@ impl BlockLayout {
         BlockParameter::ALL.into_iter().map(|parameter| self.elements_of(parameter)).sum()
     }
 
+    /// The one vector of `parts`, which are in [`BlockParameter::ALL`]'s order.
+    pub fn join(self, parts: &[Tensor]) -> Result<Tensor> {
+        self.check_parts(parts)?;
+        let flat = parts.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&flat, 0)
+    }
+
+    fn check_parts(self, parts: &[Tensor]) -> Result<()> {
+        let expected = BlockParameter::ALL.map(|parameter| self.shape(parameter));
+        if !parts.iter().map(Tensor::dims).eq(expected.iter().map(Vec::as_slice)) {
+            let found: Vec<_> = parts.iter().map(Tensor::shape).collect();
+            bail!("transformer-block: {found:?} are not the parameters of width {}", self.width);
+        }
+        Ok(())
+    }
+
     /// An error where tensors of such a shape are not these parameters.
     fn check(self, parameters: &Shape) -> Result<()> {
         let expected = self.elements();
@@ -161,25 +179,43 @@ pub fn transformer_block(x: &Tensor, parameters: &Tensor, spec: BlockSpec) -> Re
     }
 }
 
+/// As [`transformer_block`], of the parameters one by one: `parts[parameter as usize]`.
+pub fn transformer_block_of(x: &Tensor, parts: &[Tensor], spec: BlockSpec) -> Result<Tensor> {
+    let layout = BlockLayout { width: x.dim(2)? };
+    if has_kernel(x) {
+        return transformer_block(x, &layout.join(parts)?, spec);
+    }
+    layout.check_parts(parts)?;
+    compose(x, |parameter| Ok(parts[parameter as usize].clone()), spec)
+}
+
 pub(super) fn reference(x: &Tensor, parameters: &Tensor, spec: BlockSpec) -> Result<Tensor> {
     let layout = BlockLayout { width: x.dim(2)? };
-    let parameter = |parameter| {
+    layout.check(parameters.shape())?;
+    let part = |parameter| {
         let range = layout.range(parameter);
         parameters.narrow(0, range.start, range.len())?.reshape(layout.shape(parameter))
     };
-    let linear =
-        |x: &Tensor, weight, bias| super::linear::reference(x, &parameter(weight)?, Some(&parameter(bias)?));
-    let norm = |x: &Tensor, weight, bias| {
-        super::layer_norm::reference(x, &parameter(weight)?, &parameter(bias)?, spec.norm_eps)
-    };
+    compose(x, part, spec)
+}
+
+/// A block of operations, each with its own kernel where the device has one; `part` gives a parameter in its shape.
+fn compose(x: &Tensor, part: impl Fn(BlockParameter) -> Result<Tensor>, spec: BlockSpec) -> Result<Tensor> {
     use BlockParameter as P;
+    let multiply = |x: &Tensor, weight| linear::reference(x, &part(weight)?, None, spec.precision);
+    let linear = |x: &Tensor, weight, bias| add_bias(&multiply(x, weight)?, &part(bias)?);
+    let norm = |x: &Tensor, weight, bias| {
+        let norm = if has_gpu_kernel(x) { layer_norm::layer_norm } else { layer_norm::reference };
+        norm(x, &part(weight)?, &part(bias)?, spec.norm_eps)
+    };
     let qkv = linear(&norm(x, P::Norm1Weight, P::Norm1Bias)?, P::QkvWeight, P::QkvBias)?;
-    let attended = attention::reference(&qkv, spec.heads)?;
+    let attended = attention::reference(&qkv, spec.heads, spec.precision)?;
     let tokens = spec.output.tokens(x.dim(1)?);
     let (x, attended) = (x.narrow(1, 0, tokens)?, attended.narrow(1, 0, tokens)?);
     let x = (x + linear(&attended, P::ProjWeight, P::ProjBias)?)?;
-    let hidden = linear(&norm(&x, P::Norm2Weight, P::Norm2Bias)?, P::Fc1Weight, P::Fc1Bias)?;
-    &x + linear(&super::gelu::reference(&hidden)?, P::Fc2Weight, P::Fc2Bias)?
+    let normed = norm(&x, P::Norm2Weight, P::Norm2Bias)?;
+    let hidden = bias_gelu(&multiply(&normed, P::Fc1Weight)?, &part(P::Fc1Bias)?)?;
+    &x + linear(&hidden, P::Fc2Weight, P::Fc2Bias)?
 }
 
 #[derive(Clone, Copy)]

@@ -2,7 +2,9 @@ use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::ops::gradient_check::{assert_gradients, assert_near, assert_same, random, weighted_sum};
+use crate::model::ops::gradient_check::{
+    assert_close, assert_gradients, assert_near, assert_same, random, weighted_sum,
+};
 
 /// Large enough that rows of two numbers, which may hardly vary, are not blown up together with their rounding.
 const EPS: f64 = 1e-2;
@@ -106,4 +108,18 @@ fn what_does_not_fit_is_refused() {
     assert!(transformer_block(&x, &parameters(6), spec(2, Precision::Bf16)).is_err());
     assert!(transformer_block(&x, &parameters(8), spec(2, Precision::F32)).is_err());
     assert!(transformer_block(&x, &parameters(6), spec(2, Precision::F32)).is_ok());
+}
+
+#[test]
+fn parameters_one_by_one_give_what_the_joined_ones_give() {
+    let layout = BlockLayout { width: 6 };
+    let parts = BlockParameter::ALL.map(|parameter| random(layout.shape(parameter), parameter as u64));
+    let (x, spec) = (random((2, 3, 6), 1), spec(2, Precision::F32));
+    let joined = transformer_block(&x, &layout.join(&parts).unwrap(), spec).unwrap();
+    let of_parts = transformer_block_of(&x, &parts, spec).unwrap();
+    assert_eq!(joined.to_vec3::<f64>().unwrap(), of_parts.to_vec3::<f64>().unwrap());
+    let composed = compose(&x, |parameter| Ok(parts[parameter as usize].clone()), spec).unwrap();
+    assert_close(&joined, &composed, 1e-12, "the composition");
+    let error = transformer_block_of(&x, &parts[1..], spec).unwrap_err().to_string();
+    assert!(error.contains("are not the parameters of width 6"), "{error}");
 }
