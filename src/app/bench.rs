@@ -154,6 +154,7 @@ fn settings(config: &Config, arguments: &BenchArguments) -> Result<Settings> {
             Precision::F32 => PrecisionChoice::F32,
             Precision::Bf16 => PrecisionChoice::Bf16,
         },
+        micro_batch: settings::micro_batch(config.train.micro_batch),
     })
 }
 

@@ -52,7 +52,9 @@ fn drain_of_child(drain: Duration) -> Duration {
 }
 
 fn job(config: &Config, init: Option<FileRef>) -> JobSettings {
-    let config::Train { device, precision, threads, checkpoint_steps, seed, first_steps, .. } = config.train;
+    let config::Train {
+        device, precision, micro_batch, threads, checkpoint_steps, seed, first_steps, ..
+    } = config.train;
     JobSettings {
         pipeline: config.pipeline.name.clone(),
         seed,
@@ -76,9 +78,15 @@ fn job(config: &Config, init: Option<FileRef>) -> JobSettings {
         probe_keep: config.probe.keep,
         device: device.to_string(),
         precision: self::precision(precision),
+        micro_batch: self::micro_batch(micro_batch),
         threads: if threads == 0 { cores() } else { threads },
         checkpoint_steps,
     }
+}
+
+/// 0 is none.
+pub(super) fn micro_batch(configured: usize) -> Option<usize> {
+    (configured > 0).then_some(configured)
 }
 
 pub(super) fn precision(precision: config::Precision) -> PrecisionChoice {

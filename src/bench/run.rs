@@ -40,6 +40,9 @@ pub struct Settings {
     /// `cpu` or `cuda:N`; `auto` is resolved by who makes the settings, and so is the precision.
     pub device: String,
     pub precision: PrecisionChoice,
+    /// As a job's; left out where there is none, as before there was such a thing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
 }
 
 /// How the runs are carried out; changes no number.
@@ -344,7 +347,8 @@ impl OneRun<'_> {
 
     /// As the daemon's: the first period has no teacher and nothing to hold to.
     fn job(&self, index: usize, (teacher, distil): (Option<&NetworkBytes>, Method), steps: u64) -> TrainJob {
-        let Settings { model, optimisation, augmentation, k, device, precision, .. } = self.bench.settings;
+        let Settings { model, optimisation, augmentation, k, device, precision, micro_batch, .. } =
+            self.bench.settings;
         let mut optimisation = Optimisation { steps, ..optimisation.clone() };
         if let (Some(_), Some(own)) = (teacher, self.method.learning_rate) {
             optimisation.learning_rate = own;
@@ -384,6 +388,7 @@ impl OneRun<'_> {
             earlier_prefixes: Vec::new(),
             device: device.clone(),
             precision: *precision,
+            micro_batch: *micro_batch,
             threads: *threads,
             checkpoint_steps: *checkpoint_steps,
             recipe,

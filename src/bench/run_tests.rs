@@ -59,6 +59,7 @@ impl Rig {
             defaults: DEFAULTS,
             device: "cpu".into(),
             precision: PrecisionChoice::F32,
+            micro_batch: None,
         };
         let methods = methods.iter().map(|text| BenchMethod::parse(text, &DEFAULTS).unwrap()).collect();
         Self { folder, stream, settings, methods }

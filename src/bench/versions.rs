@@ -115,7 +115,7 @@ impl Versions {
 fn key(task: &Task<'_>, program: &Sha256) -> Result<Sha256, VersionError> {
     let job = task.job;
     let selected = select(&job.device, job.precision).map_err(TrainError::from)?;
-    let identity = Identity::new(&job.recipe, job.threads, &selected).map_err(TrainError::from)?;
+    let identity = Identity::new(job, &selected).map_err(TrainError::from)?;
     let teacher = task.teacher.map(|bytes| [Sha256::of(&bytes.encoder), Sha256::of(&bytes.projector)]);
     let all = serde_json::to_vec(&(program, identity, task.digest, &task.frames_text, teacher));
     let all = all.map_err(|error| TrainError::from(candle_core::Error::wrap(error)))?;

@@ -29,7 +29,7 @@ struct Broken {
 type Check = fn(&Config) -> Option<Broken>;
 
 /// Each with all keys it looks at.
-const RULES: [(&[&str], Check); 10] = [
+const RULES: [(&[&str], Check); 11] = [
     (&["period.min_frames", "train.batch"], enough_frames_for_four_batches),
     (&["period.max_frames", "period.min_frames"], most_frames_above_fewest),
     (&["model.image_size", "model.patch_size", "model.architecture"], whole_patches),
@@ -39,6 +39,7 @@ const RULES: [(&[&str], Check); 10] = [
     (&["ingest.max_record_bytes", "ingest.max_buffered_bytes"], record_within_buffer),
     (&["ingest.segment_bytes", "ingest.max_buffered_bytes"], segment_within_buffer),
     (&["kafka.dead_letter_topic", "kafka.topics", "pipeline.name"], dead_letters_apart),
+    (&["train.micro_batch", "model.architecture"], parts_of_a_batch_for_a_vit_only),
     (&["gate.max_forgetting_cumulative", "gate.max_forgetting_parent"], cumulative_not_tighter),
 ];
 
@@ -98,6 +99,14 @@ fn whole_patches(config: &Config) -> Option<Broken> {
     let is_vit = model.architecture == Architecture::VitTiny;
     broken(is_vit && !model.image_size.is_multiple_of(model.patch_size), "model.image_size", || {
         format!("a multiple of model.patch_size ({})", model.patch_size)
+    })
+}
+
+fn parts_of_a_batch_for_a_vit_only(config: &Config) -> Option<Broken> {
+    let architecture = config.model.architecture.as_str();
+    let has_parts = config.train.micro_batch > 0;
+    broken(has_parts && config.model.architecture != Architecture::VitTiny, "train.micro_batch", || {
+        format!("0 with {architecture}, which normalises by the whole batch")
     })
 }
 

@@ -315,6 +315,9 @@ schema! {
         /// Matrix products of training: "f32", "bf16" (operands rounded to it, sums, norms, losses and weights f32), or "auto": bf16 on
         /// an AMD CPU with AVX512-BF16, where a step takes about 0.6 of the time, else f32. Evaluation and serving are f32 always.
         precision: Precision = Precision::Auto, any();
+        /// Frames whose activations are in memory at once: the same gradients as those of a whole batch, for one more forward pass.
+        /// For `vit_tiny`: the other encoders normalise by the batch. 0: the whole batch.
+        micro_batch: usize = 0, within(0, 1_000_000);
         /// Threads of the training process; 0: one for each core. A resume is exact only with the same number. A container's
         /// CPU limit counts training and the daemon together: leave the daemon something of it.
         threads: usize = 0, within(0, 1024);

@@ -211,6 +211,16 @@ fn a_patch_size_matters_to_a_vit_only() {
 }
 
 #[test]
+fn only_a_vit_learns_from_a_batch_in_parts() {
+    let text =
+        |architecture| format!("[model]\narchitecture = \"{architecture}\"\n[train]\nmicro_batch = 16\n");
+    assert!(parse(&text("vit_tiny"), &[]).is_ok());
+    let expected =
+        "p.toml:4: train.micro_batch = 16, should be 0 with resnet18, which normalises by the whole batch";
+    assert_eq!(mistakes(&text("resnet18")), [expected]);
+}
+
+#[test]
 fn secrets_are_never_printed() {
     let text = r#"
 [serve]

@@ -44,6 +44,7 @@ pub struct JobSettings {
     pub probe_keep: usize,
     pub device: String,
     pub precision: PrecisionChoice,
+    pub micro_batch: Option<usize>,
     pub threads: usize,
     pub checkpoint_steps: u64,
 }
@@ -144,6 +145,7 @@ pub async fn build(
             .collect(),
         device: settings.device.clone(),
         precision: settings.precision,
+        micro_batch: settings.micro_batch,
         threads: settings.threads,
         checkpoint_steps: settings.checkpoint_steps,
         recipe,

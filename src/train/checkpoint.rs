@@ -17,7 +17,7 @@ use crate::model::Precision;
 use crate::types::Sha256;
 
 use super::device::Selected;
-use super::spec::Recipe;
+use super::spec::TrainJob;
 
 const SCHEMA: u32 = 1;
 /// The metadata's only key: a map of several would be written in another order each time.
@@ -45,27 +45,34 @@ pub struct Identity {
     pub device: String,
     /// Of the products.
     pub precision: Precision,
+    /// Sums over a batch are taken in another order with another one.
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
 }
 
 impl Identity {
-    pub fn new(recipe: &Recipe, threads: usize, selected: &Selected) -> Result<Self, CheckpointError> {
-        let json = serde_json::to_vec(recipe).map_err(|e| CheckpointError::Write(e.to_string()))?;
+    pub fn new(job: &TrainJob, selected: &Selected) -> Result<Self, CheckpointError> {
+        let json = serde_json::to_vec(&job.recipe).map_err(|e| CheckpointError::Write(e.to_string()))?;
         Ok(Self {
             recipe: Sha256::of(&json),
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
-            threads,
+            threads: job.threads,
             device: if selected.device.is_cpu() { "cpu" } else { "cuda" }.to_owned(),
             precision: selected.precision,
+            micro_batch: job.micro_batch,
         })
     }
 
     fn check(&self, found: &Self) -> Result<(), CheckpointError> {
+        let shown =
+            |frames: Option<usize>| frames.map_or("the batch".to_owned(), |frames| frames.to_string());
         let pairs = [
             ("recipe", self.recipe.0.clone(), found.recipe.0.clone()),
             ("program version", self.program_version.clone(), found.program_version.clone()),
             ("thread count", self.threads.to_string(), found.threads.to_string()),
             ("device", self.device.clone(), found.device.clone()),
             ("precision", self.precision.to_string(), found.precision.to_string()),
+            ("micro-batch", shown(self.micro_batch), shown(found.micro_batch)),
         ];
         match pairs.into_iter().find(|(_, expected, found)| expected != found) {
             Some((what, expected, found)) => Err(CheckpointError::Other { what, expected, found }),
@@ -157,8 +164,11 @@ fn read_header(bytes: &[u8]) -> Result<Header, CheckpointError> {
 /// Over the cursor, the identity, and each tensor's name, type, shape and bytes.
 fn digest(step: u64, identity: &Identity, tensors: &[(String, TensorView<'_>)]) -> Sha256 {
     let mut hash = sha2::Sha256::new();
-    let Identity { recipe, program_version, threads, device, precision } = identity;
+    let Identity { recipe, program_version, threads, device, precision, micro_batch } = identity;
     hash.update(format!("{step} {recipe} {program_version:?} {threads} {device:?} {precision}\n"));
+    if let Some(frames) = micro_batch {
+        hash.update(format!("{frames} at a time\n"));
+    }
     for (name, view) in tensors {
         hash.update(format!("{name:?} {:?} {:?} ", view.dtype(), view.shape()));
         hash.update(view.data());
@@ -196,6 +206,7 @@ mod tests {
         Identity {
             recipe: Sha256::of(b"recipe"),
             program_version: "1.2.3".into(),
+            micro_batch: None,
             threads: 2,
             device: "cpu".into(),
             precision: Precision::F32,

@@ -15,6 +15,8 @@ pub enum TrainError {
     NotFinite { step: u64, term: String },
     #[error("the job {expected}, but its inputs {found}")]
     Inputs { expected: &'static str, found: &'static str },
+    #[error("micro-batches need an encoder that does not normalise by its batch: {architecture} does")]
+    MicroBatch { architecture: crate::model::Architecture },
     #[error("checkpoint of step {step} could not be kept: {source}")]
     SaveCheckpoint { step: u64, source: Box<dyn std::error::Error + Send + Sync> },
     #[error(transparent)]

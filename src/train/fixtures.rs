@@ -120,6 +120,7 @@ pub fn job() -> TrainJob {
         earlier_prefixes: Vec::new(),
         device: "cpu".into(),
         precision: PrecisionChoice::F32,
+        micro_batch: None,
         threads: 2,
         checkpoint_steps: 2,
         recipe,

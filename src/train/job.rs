@@ -62,12 +62,12 @@ pub fn run(job: &TrainJob, inputs: Inputs, io: &mut dyn JobIo) -> Result<Trained
     let recipe = &job.recipe;
     check_inputs(recipe, &inputs)?;
     let selected = select(&job.device, job.precision)?;
-    let identity = Identity::new(recipe, job.threads, &selected)?;
+    let identity = Identity::new(job, &selected)?;
     let trained = (&inputs.split.train[..], inputs.frames.metas());
     let plan = BatchPlan::new(recipe.seed, trained, &recipe.optimisation, &recipe.composition)?;
     let steps = plan.steps();
     io.progress(loaded(&inputs.split, steps));
-    let (mut learner, first_step) = start_or_resume(recipe, &inputs, &identity, &selected)?;
+    let (mut learner, first_step) = start_or_resume(job, &inputs, &identity, &selected)?;
     if first_step > 0 {
         io.progress(Progress::Resumed { step: first_step });
     }
@@ -118,12 +118,14 @@ fn check_inputs(recipe: &Recipe, inputs: &Inputs) -> Result<(), TrainError> {
 
 /// The learner and the first step to take.
 fn start_or_resume(
-    recipe: &Recipe,
+    job: &TrainJob,
     inputs: &Inputs,
     identity: &Identity,
     selected: &Selected,
 ) -> Result<(Learner, u64), TrainError> {
+    let recipe = &job.recipe;
     let mut learner = Learner::start(recipe, inputs.teacher.as_ref(), inputs.init.as_deref(), selected)?;
+    learner.hold_at_most(job.micro_batch)?;
     let Some(bytes) = &inputs.checkpoint else { return Ok((learner, 0)) };
     let checkpoint = Checkpoint::decode(bytes, identity)?;
     learner.restore(recipe, &checkpoint)?;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::{Architecture, EncoderSpec};
 use crate::train::checkpoint::CheckpointError;
 use crate::train::fixtures;
 use crate::train::spec::{Method, Teacher};
@@ -269,4 +270,54 @@ fn a_checkpoint_that_cannot_be_kept_ends_the_run() {
     }
     let error = run(&first_job(2), first_inputs(), &mut Full).unwrap_err();
     assert!(matches!(error, TrainError::SaveCheckpoint { step: 2, .. }), "{error}");
+}
+
+/// Three steps of a transformer, held to `frames` frames' activations, distilled from a teacher of its own.
+fn transformer_job(teacher: bool, micro_batch: Option<usize>) -> TrainJob {
+    let mut job = if teacher { job(CASSLE) } else { first_job(2) };
+    job.recipe.model.encoder =
+        EncoderSpec { architecture: Architecture::VitTiny, image_size: 16, patch_size: 8 };
+    job.recipe.optimisation.steps = 3;
+    job.micro_batch = micro_batch;
+    job
+}
+
+#[test]
+fn micro_batches_change_no_gradient_but_by_rounding() {
+    let teacher =
+        run(&transformer_job(false, None), first_inputs(), &mut Recorder::default()).unwrap().network;
+    // 8 frames a batch: parts of 3, of which the last is shorter.
+    let steps = |micro_batch| {
+        let mut recorder = Recorder::default();
+        run(&transformer_job(true, micro_batch), inputs(&teacher), &mut recorder).unwrap();
+        recorder.steps()
+    };
+    let (whole, parts) = (steps(None), steps(Some(3)));
+    // The third step's loss is that of weights that two steps' gradients have moved.
+    assert_eq!(whole.len(), 3);
+    for ((_, whole), (step, parts)) in whole.iter().zip(&parts) {
+        assert!((whole - parts).abs() < 1e-4 * whole, "step {step}: {whole} and {parts}");
+    }
+    assert_eq!(whole, steps(Some(8)), "a whole batch at a time is a whole batch");
+}
+
+#[test]
+fn a_run_in_micro_batches_resumes_bit_for_bit_and_only_in_the_same_ones() {
+    let job = |micro_batch| transformer_job(false, micro_batch);
+    let mut recorder = Recorder::default();
+    let whole = run(&job(Some(3)), first_inputs(), &mut recorder).unwrap();
+    let (step, bytes) = recorder.checkpoints[0].clone();
+    assert!(step < whole.steps);
+    let rest = || Inputs { checkpoint: Some(bytes.clone()), ..first_inputs() };
+    assert_eq!(run(&job(Some(3)), rest(), &mut Recorder::default()).unwrap(), whole);
+    let error = run(&job(Some(4)), rest(), &mut Recorder::default()).unwrap_err().to_string();
+    assert!(error.contains("micro-batch is 3, this run's is 4"), "{error}");
+}
+
+#[test]
+fn an_encoder_that_normalises_by_its_batch_takes_no_micro_batches() {
+    let mut job = first_job(1);
+    job.micro_batch = Some(4);
+    let error = run(&job, first_inputs(), &mut Recorder::default()).unwrap_err().to_string();
+    assert!(error.contains("resnet_small does"), "{error}");
 }

@@ -6,10 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, Var};
 use safetensors::SafeTensors;
 
-use crate::model::{HeadSpec, Mode, ModelError, Predictor, Trainability, Weights};
+use crate::model::{
+    Architecture, HeadSpec, Mode, ModelError, Predictor, Trainability, Weights, sums_of_squares,
+};
 
 use super::batches::Batch;
 use super::checkpoint::{Checkpoint, tensors_to_bytes};
@@ -73,7 +76,10 @@ pub struct Learner {
     distillation: Option<Distillation>,
     optimiser: AdamW,
     optimisation: Optimisation,
+    architecture: Architecture,
     view_shape: (usize, usize, usize),
+    /// Frames whose activations are in memory at once; none: a whole batch's.
+    micro_batch: Option<usize>,
     selected: Selected,
     /// What the student started from.
     initial: NetworkBytes,
@@ -108,9 +114,24 @@ impl Learner {
             student,
             distillation,
             optimisation: recipe.optimisation.clone(),
+            architecture: recipe.model.encoder.architecture,
             view_shape: (3, size, size),
+            micro_batch: None,
             selected: selected.clone(),
         })
+    }
+
+    /// Keeps the activations of so many frames in memory at once, of a whole batch's with none. It costs one more forward pass
+    /// and changes no gradient but by rounding.
+    ///
+    /// # Errors
+    /// For an encoder whose features depend on the batch they are in.
+    pub fn hold_at_most(&mut self, micro_batch: Option<usize>) -> Result<(), TrainError> {
+        if micro_batch.is_some() && self.architecture.normalises_by_batch() {
+            return Err(TrainError::MicroBatch { architecture: self.architecture });
+        }
+        self.micro_batch = micro_batch;
+        Ok(())
     }
 
     /// What the student started from: the teacher's weights, or the initial ones.
@@ -150,8 +171,16 @@ impl Learner {
         let (channels, height, width) = self.view_shape;
         let count = batch.views.len() / (channels * height * width);
         let views = Tensor::from_vec(batch.views, (count, channels, height, width), &self.selected.device)?;
-        let terms = self.loss(&views, &batch.same)?;
-        let gradients = self.optimiser.gradients(&terms.total.backward()?)?;
+        let (terms, gradients) = match self.micro_batch {
+            Some(frames) if 2 * frames < count => self.cached_gradients(&views, 2 * frames, &batch.same)?,
+            _ => {
+                let features = self.student.encoder().forward(&views, Mode::Train)?;
+                let terms = self.loss(&views, &features, &batch.same)?;
+                let gradients = terms.total.backward()?;
+                (terms, gradients)
+            }
+        };
+        let gradients = self.optimiser.gradients(&gradients)?;
         let (losses, squares) = read_scalars(&terms, &gradients)?;
         self.check_finite(step, &losses, &squares)?;
         let learning_rate = learning_rate(&self.optimisation, step, steps);
@@ -166,16 +195,56 @@ impl Learner {
         })
     }
 
-    fn loss(&self, views: &Tensor, same: &Pairs) -> Result<LossTerms, TrainError> {
-        let (features, z) = self.student.forward(views, Mode::Train)?;
+    /// Gradient caching (Gao, Zhang, Han, Callan: *Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup*, 2021),
+    /// with the activations of `part` views in memory at a time: features of all views first, from which no graph leads back;
+    /// the losses of the whole batch and their gradient by the features; then part by part the features again, with a graph, and
+    /// through it that gradient.
+    fn cached_gradients(
+        &self,
+        views: &Tensor,
+        part: usize,
+        same: &Pairs,
+    ) -> Result<(LossTerms, GradStore), TrainError> {
+        let encoder = self.student.encoder();
+        let features = in_parts(views, part, |views| Ok(encoder.forward(views, Mode::Train)?.detach()))?;
+        let features = Var::from_tensor(&features)?;
+        let terms = self.loss(views, features.as_tensor(), same)?;
+        let mut gradients = terms.total.backward()?;
+        let Some(cached) = gradients.remove(features.as_tensor()) else {
+            return Err(candle_core::Error::msg("no gradient reached the features").into());
+        };
+        for start in (0..views.dim(0)?).step_by(part) {
+            let rows = part.min(views.dim(0)? - start);
+            let features = encoder.forward(&views.narrow(0, start, rows)?, Mode::Train)?;
+            let share = (features * cached.narrow(0, start, rows)?)?.sum_all()?;
+            gradients.extend(share.backward()?)?;
+        }
+        Ok((terms, gradients))
+    }
+
+    /// Of all views of a batch and the student's features of them.
+    fn loss(&self, views: &Tensor, features: &Tensor, same: &Pairs) -> Result<LossTerms, TrainError> {
+        let z = self.student.project(features, Mode::Train)?;
         let frames = z.dim(0)? / 2;
         let contrast =
             ntxent(&z.narrow(0, 0, frames)?, &z.narrow(0, frames, frames)?, self.optimisation.tau, same)?;
         let distilled = match &self.distillation {
-            Some(term) => Some((term.loss(views, (&features, &z), same)?, term.lambda)),
+            Some(term) => {
+                let teacher = self.teacher_of(term, views)?;
+                Some((term.loss((features, &z), teacher, same)?, term.lambda))
+            }
             None => None,
         };
         Ok(LossTerms::combine(contrast, distilled)?)
+    }
+
+    /// The teacher's features and projections of `views`.
+    fn teacher_of(&self, term: &Distillation, views: &Tensor) -> Result<(Tensor, Tensor), TrainError> {
+        let part = self.micro_batch.map_or(views.dim(0)?, |frames| 2 * frames);
+        let encoder = term.teacher.encoder();
+        let features = in_parts(views, part, |views| encoder.forward(views, Mode::Eval))?;
+        let projections = term.teacher.project(&features, Mode::Eval)?;
+        Ok((features, projections))
     }
 
     fn check_finite(&self, step: u64, losses: &[f32; 3], squares: &[f32]) -> Result<(), TrainError> {
@@ -250,14 +319,14 @@ impl Distillation {
         Ok(Some(Self { teacher, distilled, lambda }))
     }
 
-    /// The distillation of the student's `features` and projections `z` of `views`; a scalar.
+    /// The distillation of the student's features and projections `z` to the teacher's features and projections `t` of the same
+    /// views; a scalar.
     fn loss(
         &self,
-        views: &Tensor,
         (features, z): (&Tensor, &Tensor),
+        (old_features, t): (Tensor, Tensor),
         same: &Pairs,
     ) -> Result<Tensor, TrainError> {
-        let (old_features, t) = self.teacher.forward(views, Mode::Eval)?;
         let loss = match &self.distilled {
             Distilled::Projections { tau_d, predictor } => match predictor.as_deref() {
                 Some((_, predictor)) => distillation(&predictor.forward(z, Mode::Train)?, &t, *tau_d, same)?,
@@ -302,14 +371,77 @@ fn load_predictor(
     Ok((weights, predictor))
 }
 
+/// What `f` makes of `views`, `part` of them at a time.
+fn in_parts(
+    views: &Tensor,
+    part: usize,
+    f: impl Fn(&Tensor) -> Result<Tensor, ModelError>,
+) -> Result<Tensor, TrainError> {
+    let count = views.dim(0)?;
+    if part >= count {
+        return Ok(f(views)?);
+    }
+    let starts = (0..count).step_by(part);
+    let parts = starts.map(|start| f(&views.narrow(0, start, part.min(count - start))?));
+    Ok(Tensor::cat(&parts.collect::<Result<Vec<_>, _>>()?, 0)?)
+}
+
 /// Losses (NT-Xent, distillation or 0, total) and each gradient's sum of squares, in one read from the device.
 fn read_scalars(terms: &LossTerms, gradients: &[Tensor]) -> Result<([f32; 3], Vec<f32>), candle_core::Error> {
     let nothing = terms.ntxent.zeros_like()?;
     let distillation = terms.distillation.as_ref().unwrap_or(&nothing);
-    let mut scalars = vec![terms.ntxent.detach(), distillation.detach(), terms.total.detach()];
-    for gradient in gradients {
-        scalars.push(gradient.sqr()?.sum_all()?);
-    }
-    let values: Vec<f32> = Tensor::stack(&scalars, 0)?.to_vec1()?;
+    let losses = [terms.ntxent.detach(), distillation.detach(), terms.total.detach()];
+    let all = Tensor::cat(&[Tensor::stack(&losses, 0)?, sums_of_squares(gradients)?], 0)?;
+    let values: Vec<f32> = all.to_vec1()?;
     Ok(([values[0], values[1], values[2]], values[3..].to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::EncoderSpec;
+    use crate::train::device::select;
+    use crate::train::fixtures;
+    use crate::train::spec::PrecisionChoice;
+
+    /// 8 frames of 16 x 16, both views.
+    fn views() -> Tensor {
+        let wave: Vec<f32> =
+            (0..16 * 3 * 256).map(|i| (i as f32 * 0.37).sin() + (i as f32 * 0.011).cos()).collect();
+        Tensor::from_vec(wave, (16, 3, 16, 16), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn cached_gradients_are_those_of_the_whole_batch() {
+        let selected = select("cpu", PrecisionChoice::F32).unwrap();
+        let mut recipe = fixtures::job().recipe;
+        recipe.model.encoder =
+            EncoderSpec { architecture: Architecture::VitTiny, image_size: 16, patch_size: 8 };
+        let teacher = Learner::start(&recipe, None, None, &selected).unwrap().student_bytes().unwrap();
+        for method in [
+            Method::Finetune,
+            Method::Lwf { lambda: 4.0, tau_d: 0.2 },
+            Method::Cassle { lambda: 4.0, tau_d: 0.2, predictor_hidden: 32 },
+            Method::FeatureCosine { lambda: 20.0 },
+        ] {
+            recipe.method = method;
+            let learner = Learner::start(&recipe, Some(&teacher), None, &selected).unwrap();
+            let (views, same) = (views(), [(1, 4)]);
+            let features = learner.student.encoder().forward(&views, Mode::Train).unwrap();
+            let whole = learner.loss(&views, &features, &same).unwrap();
+            // Parts of 6, 6 and 4 views.
+            let (parts, cached) = learner.cached_gradients(&views, 6, &same).unwrap();
+            let value = |terms: &LossTerms| terms.total.to_scalar::<f32>().unwrap();
+            assert!((value(&whole) - value(&parts)).abs() < 1e-5 * value(&whole), "{method:?}");
+            let expected = learner.optimiser.gradients(&whole.total.backward().unwrap()).unwrap();
+            let cached = learner.optimiser.gradients(&cached).unwrap();
+            let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            // Some gradients are 0 but for rounding: a shift of all features leaves the projector's normalisation as it is.
+            let rounding = 1e-6 * expected.iter().map(largest).fold(0.0, f32::max);
+            for ((name, expected), cached) in learner.optimiser.names().zip(&expected).zip(&cached) {
+                let distance = largest(&(expected - cached).unwrap());
+                assert!(distance <= 2e-5 * largest(expected) + rounding, "{method:?}, {name}: {distance}");
+            }
+        }
+    }
 }

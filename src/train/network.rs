@@ -112,6 +112,11 @@ impl Network {
         Ok((features, projections))
     }
 
+    /// features `[m, feature_dim]` -> projections `[m, projector_dim]`, not normalised.
+    pub fn project(&self, features: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
+        self.projector.forward(features, mode)
+    }
+
     /// What an optimiser moves, `encoder.NAME` and `projector.NAME`, in this order.
     pub fn trainable(&self) -> Vec<(String, Var)> {
         let mut all = prefixed("encoder", &self.encoder_weights);

@@ -27,6 +27,9 @@ pub struct TrainJob {
     pub device: String,
     /// What the products of training are computed in; evaluation is f32 always.
     pub precision: PrecisionChoice,
+    /// Frames whose activations are in memory at once, for encoders that don't normalise by the batch; none: the whole batch.
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
     /// Threads for tensor operations; results are the same for equal counts.
     pub threads: usize,
     /// A checkpoint is written every so many steps.

@@ -132,6 +132,7 @@ impl Settings {
             earlier_prefixes: Vec::new(),
             device: "cpu".into(),
             precision,
+            micro_batch: None,
             threads: THREADS,
             // After the last one alone.
             checkpoint_steps: u64::MAX,

@@ -71,7 +71,7 @@ pub async fn initial_weights(store: &Store, recipe: &Recipe) -> Result<Option<Ve
 /// The checkpoint with the largest step among those of earlier starts of this attempt that are whole and of the
 /// same run. One that isn't is passed over with a warning: it costs steps, never correctness.
 pub async fn checkpoint(store: &Store, job: &TrainJob, selected: &Selected) -> Result<Option<Vec<u8>>> {
-    let identity = Identity::new(&job.recipe, job.threads, selected)?;
+    let identity = Identity::new(job, selected)?;
     let mut found = vec![];
     for prefix in &job.earlier_prefixes {
         let listed = store.list(&format!("{prefix}/checkpoints")).await?;
