@@ -20,7 +20,7 @@ build: setup ## the release binary, target/release/palimpsest
 demo: build ## three periods of real frames through Kafka's protocol, three versions out, in a few minutes
 	$(TARGET)/release/palimpsest demo
 
-test: setup ## everything that CI runs: format, clippy, tests, a trial of the benchmarks, CUDA type check, alerts, licences
+test: setup ## everything that CI runs: format, clippy, tests, a trial of the benchmarks, CUDA type check and kernels, alerts, licences
 	@$(STEP) "format" $(CARGO) fmt --check
 	@$(STEP) "clippy" $(CARGO) clippy --locked --all-targets -- -D warnings
 	@$(STEP) "tests and doc tests" $(CARGO) test --locked

@@ -16,6 +16,7 @@ fn main() {
 #[cfg(feature = "cuda")]
 fn compile_kernels() {
     println!("cargo:rerun-if-changed=src/model/ops");
+    println!("cargo:rerun-if-env-changed=NVCC");
     let kernels = cudaforge::KernelBuilder::new().source_dir("src/model/ops").watch(["src/model/ops/gpu"]);
     let kernels = kernels.arg("-std=c++17").arg("-O3");
     if let Err(error) = kernels.build_ptx() {

@@ -1,6 +1,7 @@
 //! From the configuration to each part's own settings. Pure.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -85,8 +86,8 @@ fn job(config: &Config, init: Option<FileRef>) -> JobSettings {
 }
 
 /// 0 is none.
-pub(super) fn micro_batch(configured: usize) -> Option<usize> {
-    (configured > 0).then_some(configured)
+pub(super) fn micro_batch(configured: usize) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(configured)
 }
 
 pub(super) fn precision(precision: config::Precision) -> PrecisionChoice {

@@ -42,7 +42,7 @@ pub struct Settings {
     pub precision: PrecisionChoice,
     /// As a job's; left out where there is none, as before there was such a thing.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub micro_batch: Option<usize>,
+    pub micro_batch: Option<std::num::NonZeroUsize>,
 }
 
 /// How the runs are carried out; changes no number.

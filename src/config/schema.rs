@@ -312,8 +312,9 @@ schema! {
         seed: u64 = 0, within(0, i64::MAX as u64);
         /// "auto": the first CUDA device if the program was built for it and there is one, else the CPU.
         device: Device = Device::Auto, any();
-        /// Matrix products of training: "f32", "bf16" (operands rounded to it, sums, norms, losses and weights f32), or "auto": bf16 on
-        /// an AMD CPU with AVX512-BF16, where a step takes about 0.6 of the time, else f32. Evaluation and serving are f32 always.
+        /// Matrix products of training: "f32", "bf16" (operands rounded to it, on a GPU results too; sums, norms, losses and weights f32),
+        /// or "auto": bf16 on an AMD CPU with AVX512-BF16, where a step takes about 0.6 of the time, else f32. Evaluation and
+        /// serving are f32 always.
         precision: Precision = Precision::Auto, any();
         /// Frames whose activations are in memory at once: the same gradients as those of a whole batch, for one more forward pass.
         /// For `vit_tiny`: the other encoders normalise by the batch. 0: the whole batch.

@@ -28,6 +28,8 @@ use serde::{Deserialize, Serialize};
 
 pub use heads::{HeadSpec, Predictor, Projector};
 pub use init::{Init, ParameterKind, ParameterSpec};
+#[cfg(feature = "cuda")]
+pub use ops::cuda_device;
 pub use ops::{AdamWStep, AdamWTensor, Precision, adamw, bf16_is_faster, sums_of_squares};
 pub use weights::{Trainability, Weights};
 

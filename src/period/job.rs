@@ -5,6 +5,7 @@
 //! attempt begins: the segments are sealed, the parent is the attempt's, probe sets come from the parent's line.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 
 use sha2::Digest;
 
@@ -44,7 +45,7 @@ pub struct JobSettings {
     pub probe_keep: usize,
     pub device: String,
     pub precision: PrecisionChoice,
-    pub micro_batch: Option<usize>,
+    pub micro_batch: Option<NonZeroUsize>,
     pub threads: usize,
     pub checkpoint_steps: u64,
 }

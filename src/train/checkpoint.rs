@@ -6,6 +6,7 @@
 //! for bit as it would have without the interruption. Where checkpoints lie is the caller's.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
 
 use candle_core::Tensor;
 use safetensors::SafeTensors;
@@ -47,7 +48,7 @@ pub struct Identity {
     pub precision: Precision,
     /// Sums over a batch are taken in another order with another one.
     #[serde(default)]
-    pub micro_batch: Option<usize>,
+    pub micro_batch: Option<NonZeroUsize>,
 }
 
 impl Identity {
@@ -65,7 +66,7 @@ impl Identity {
 
     fn check(&self, found: &Self) -> Result<(), CheckpointError> {
         let shown =
-            |frames: Option<usize>| frames.map_or("the batch".to_owned(), |frames| frames.to_string());
+            |frames: Option<NonZeroUsize>| frames.map_or("the batch".to_owned(), |frames| frames.to_string());
         let pairs = [
             ("recipe", self.recipe.0.clone(), found.recipe.0.clone()),
             ("program version", self.program_version.clone(), found.program_version.clone()),
@@ -242,6 +243,7 @@ mod tests {
             ("thread count", Identity { threads: 3, ..identity() }),
             ("device", Identity { device: "cuda".into(), ..identity() }),
             ("precision", Identity { precision: Precision::Bf16, ..identity() }),
+            ("micro-batch", Identity { micro_batch: NonZeroUsize::new(4), ..identity() }),
         ];
         for (expected, other) in others {
             let error = Checkpoint::decode(&bytes, &other).unwrap_err();

@@ -67,20 +67,17 @@ fn cuda_device(ordinal: usize) -> Result<(Device, String), DeviceError> {
         return Err(DeviceError::Missing { ordinal, count });
     }
     let broken = |e: candle_core::Error| DeviceError::Broken { ordinal, reason: e.to_string() };
-    // A stream of its own. candle's default one is another for each thread that uses it, with no order between them, and
-    // steps run on whichever of rayon's threads is free.
-    let device = Device::new_cuda_with_stream(ordinal).map_err(broken)?;
-    cuda::trust_the_stream(&device);
+    let device = cuda::device(ordinal).map_err(broken)?;
     Ok((device, format!("cuda:{ordinal} ({})", cuda::name(ordinal)?)))
 }
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    use candle_core::Device;
     use candle_core::cuda_backend::cudarc::driver::sys::CUresult;
     use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError};
 
     use super::DeviceError;
+    pub(super) use crate::model::cuda_device as device;
 
     /// CUDA devices of this machine; none where there is no driver for one.
     pub(super) fn count() -> Result<usize, DeviceError> {
@@ -88,15 +85,6 @@ mod cuda {
             Ok(count) => Ok(count.max(0) as usize),
             Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
             Err(error) => Err(broken(0, error)),
-        }
-    }
-
-    /// Spares each tensor the events by which streams would wait for each other.
-    pub(super) fn trust_the_stream(device: &Device) {
-        if let Device::Cuda(device) = device {
-            // SAFETY: there is one stream: candle and our kernels send everything on a device's tensors through it, and tensors of
-            // another selection's device are refused by candle.
-            unsafe { device.disable_event_tracking() };
         }
     }
 
@@ -120,7 +108,9 @@ mod cuda {
         Ok(0)
     }
 
-    pub(super) fn trust_the_stream(_: &Device) {}
+    pub(super) fn device(_: usize) -> candle_core::Result<Device> {
+        candle_core::bail!("built without cuda")
+    }
 
     pub(super) fn name(ordinal: usize) -> Result<String, DeviceError> {
         Err(DeviceError::NotBuilt(format!("cuda:{ordinal}")))

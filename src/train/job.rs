@@ -1,7 +1,7 @@
 //! The training loop.
 //!
 //! Invariant: what [`run`] returns is a function of the recipe, the frames, the teacher and the initial weights
-//! (with program version, machine and thread count), however often it was interrupted and resumed. Where bytes
+//! (with program version, machine, thread count, precision and micro-batch), however often it was interrupted and resumed. Where bytes
 //! come from and go to, and what happens with the progress, is the caller's.
 
 use std::sync::Arc;

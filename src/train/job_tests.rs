@@ -1,3 +1,5 @@
+use std::num::NonZeroUsize;
+
 use super::*;
 use crate::model::{Architecture, EncoderSpec};
 use crate::train::checkpoint::CheckpointError;
@@ -278,7 +280,7 @@ fn transformer_job(teacher: bool, micro_batch: Option<usize>) -> TrainJob {
     job.recipe.model.encoder =
         EncoderSpec { architecture: Architecture::VitTiny, image_size: 16, patch_size: 8 };
     job.recipe.optimisation.steps = 3;
-    job.micro_batch = micro_batch;
+    job.micro_batch = micro_batch.and_then(NonZeroUsize::new);
     job
 }
 
@@ -317,7 +319,7 @@ fn a_run_in_micro_batches_resumes_bit_for_bit_and_only_in_the_same_ones() {
 #[test]
 fn an_encoder_that_normalises_by_its_batch_takes_no_micro_batches() {
     let mut job = first_job(1);
-    job.micro_batch = Some(4);
+    job.micro_batch = NonZeroUsize::new(4);
     let error = run(&job, first_inputs(), &mut Recorder::default()).unwrap_err().to_string();
     assert!(error.contains("resnet_small does"), "{error}");
 }

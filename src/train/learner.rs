@@ -5,6 +5,7 @@
 //! own views. A step whose losses or gradients are not finite moves nothing and is an error.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
@@ -79,7 +80,7 @@ pub struct Learner {
     architecture: Architecture,
     view_shape: (usize, usize, usize),
     /// Frames whose activations are in memory at once; none: a whole batch's.
-    micro_batch: Option<usize>,
+    micro_batch: Option<NonZeroUsize>,
     selected: Selected,
     /// What the student started from.
     initial: NetworkBytes,
@@ -121,12 +122,12 @@ impl Learner {
         })
     }
 
-    /// Keeps the activations of so many frames in memory at once, of a whole batch's with none. It costs one more forward pass
-    /// and changes no gradient but by rounding.
+    /// Keeps the activations of so many frames in memory at once, of a whole batch's with none. It costs one more pass
+    /// forward and changes no gradient but by rounding.
     ///
     /// # Errors
     /// For an encoder whose features depend on the batch they are in.
-    pub fn hold_at_most(&mut self, micro_batch: Option<usize>) -> Result<(), TrainError> {
+    pub fn hold_at_most(&mut self, micro_batch: Option<NonZeroUsize>) -> Result<(), TrainError> {
         if micro_batch.is_some() && self.architecture.normalises_by_batch() {
             return Err(TrainError::MicroBatch { architecture: self.architecture });
         }
@@ -172,7 +173,9 @@ impl Learner {
         let count = batch.views.len() / (channels * height * width);
         let views = Tensor::from_vec(batch.views, (count, channels, height, width), &self.selected.device)?;
         let (terms, gradients) = match self.micro_batch {
-            Some(frames) if 2 * frames < count => self.cached_gradients(&views, 2 * frames, &batch.same)?,
+            Some(frames) if 2 * frames.get() < count => {
+                self.cached_gradients(&views, 2 * frames.get(), &batch.same)?
+            }
             _ => {
                 let features = self.student.encoder().forward(&views, Mode::Train)?;
                 let terms = self.loss(&views, &features, &batch.same)?;
@@ -180,7 +183,7 @@ impl Learner {
                 (terms, gradients)
             }
         };
-        let gradients = self.optimiser.gradients(&gradients)?;
+        let gradients = self.optimiser.gradients(gradients)?;
         let (losses, squares) = read_scalars(&terms, &gradients)?;
         self.check_finite(step, &losses, &squares)?;
         let learning_rate = learning_rate(&self.optimisation, step, steps);
@@ -196,7 +199,7 @@ impl Learner {
     }
 
     /// Gradient caching (Gao, Zhang, Han, Callan: *Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup*, 2021),
-    /// with the activations of `part` views in memory at a time: features of all views first, from which no graph leads back;
+    /// with the activations of `part` views in memory at a time: features of all views first, of which no graph is kept;
     /// the losses of the whole batch and their gradient by the features; then part by part the features again, with a graph, and
     /// through it that gradient.
     fn cached_gradients(
@@ -217,7 +220,16 @@ impl Learner {
             let rows = part.min(views.dim(0)? - start);
             let features = encoder.forward(&views.narrow(0, start, rows)?, Mode::Train)?;
             let share = (features * cached.narrow(0, start, rows)?)?.sum_all()?;
-            gradients.extend(share.backward()?)?;
+            let mut share = share.backward()?;
+            // The weights' alone: the store also keeps gradients of what is no variable, such as the views.
+            for weight in self.student.encoder_variables() {
+                let Some(gradient) = share.remove(&weight) else { continue };
+                let sum = match gradients.remove(&weight) {
+                    Some(sum) => (sum + gradient)?,
+                    None => gradient,
+                };
+                gradients.insert(&weight, sum);
+            }
         }
         Ok((terms, gradients))
     }
@@ -240,7 +252,7 @@ impl Learner {
 
     /// The teacher's features and projections of `views`.
     fn teacher_of(&self, term: &Distillation, views: &Tensor) -> Result<(Tensor, Tensor), TrainError> {
-        let part = self.micro_batch.map_or(views.dim(0)?, |frames| 2 * frames);
+        let part = self.micro_batch.map_or(views.dim(0)?, |frames| 2 * frames.get());
         let encoder = term.teacher.encoder();
         let features = in_parts(views, part, |views| encoder.forward(views, Mode::Eval))?;
         let projections = term.teacher.project(&features, Mode::Eval)?;
@@ -433,8 +445,8 @@ mod tests {
             let (parts, cached) = learner.cached_gradients(&views, 6, &same).unwrap();
             let value = |terms: &LossTerms| terms.total.to_scalar::<f32>().unwrap();
             assert!((value(&whole) - value(&parts)).abs() < 1e-5 * value(&whole), "{method:?}");
-            let expected = learner.optimiser.gradients(&whole.total.backward().unwrap()).unwrap();
-            let cached = learner.optimiser.gradients(&cached).unwrap();
+            let expected = learner.optimiser.gradients(whole.total.backward().unwrap()).unwrap();
+            let cached = learner.optimiser.gradients(cached).unwrap();
             let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
             // Some gradients are 0 but for rounding: a shift of all features leaves the projector's normalisation as it is.
             let rounding = 1e-6 * expected.iter().map(largest).fold(0.0, f32::max);

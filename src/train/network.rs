@@ -117,6 +117,11 @@ impl Network {
         self.projector.forward(features, mode)
     }
 
+    /// What an optimiser moves of the encoder.
+    pub fn encoder_variables(&self) -> impl Iterator<Item = Var> {
+        self.encoder_weights.trainable().into_iter().map(|(_, variable)| variable)
+    }
+
     /// What an optimiser moves, `encoder.NAME` and `projector.NAME`, in this order.
     pub fn trainable(&self) -> Vec<(String, Var)> {
         let mut all = prefixed("encoder", &self.encoder_weights);

@@ -59,14 +59,14 @@ impl AdamW {
         self.parameters.iter().map(|parameter| parameter.name.as_str())
     }
 
-    /// The gradient of every parameter, in order.
+    /// The gradient of every parameter, in order; all others are dropped.
     ///
     /// # Errors
     /// Names a parameter that the loss does not depend on, as far as candle knows.
-    pub fn gradients(&self, grads: &GradStore) -> Result<Vec<Tensor>> {
+    pub fn gradients(&self, mut grads: GradStore) -> Result<Vec<Tensor>> {
         self.parameters
             .iter()
-            .map(|parameter| match grads.get(parameter.var.as_tensor()) {
+            .map(|parameter| match grads.remove(parameter.var.as_tensor()) {
                 Some(gradient) => gradient.contiguous(),
                 None => bail!("no gradient reached {}", parameter.name),
             })
@@ -218,7 +218,7 @@ mod tests {
         let parameters = vec![("used".to_owned(), used.clone()), ("unused".to_owned(), unused)];
         let adam = AdamW::new(parameters, &optimisation()).unwrap();
         let grads = used.as_tensor().sqr().unwrap().sum_all().unwrap().backward().unwrap();
-        let error = adam.gradients(&grads).unwrap_err().to_string();
+        let error = adam.gradients(grads).unwrap_err().to_string();
         assert!(error.contains("no gradient reached unused"), "{error}");
     }
 

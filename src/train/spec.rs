@@ -4,6 +4,8 @@
 //! interrupted one would have, so everything that the result depends on is in [`TrainJob::recipe`], whose
 //! hash the checkpoint carries; what may differ between starts (prefixes, attempts' numbers) is outside it.
 
+use std::num::NonZeroUsize;
+
 use serde::{Deserialize, Serialize};
 
 pub use crate::eval::Ancestor;
@@ -29,7 +31,7 @@ pub struct TrainJob {
     pub precision: PrecisionChoice,
     /// Frames whose activations are in memory at once, for encoders that don't normalise by the batch; none: the whole batch.
     #[serde(default)]
-    pub micro_batch: Option<usize>,
+    pub micro_batch: Option<NonZeroUsize>,
     /// Threads for tensor operations; results are the same for equal counts.
     pub threads: usize,
     /// A checkpoint is written every so many steps.
@@ -46,7 +48,7 @@ pub enum PrecisionChoice {
     Bf16,
 }
 
-/// What the trained weights are a function of (with program version, machine and thread count).
+/// What the trained weights are a function of (with program version, machine, thread count, precision and micro-batch).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     pub period: PeriodId,
@@ -319,6 +321,7 @@ mod tests {
     #[test]
     fn jobs_and_outcomes_of_older_builds_are_read() {
         let mut job = serde_json::to_value(fixtures::job()).unwrap();
+        assert!(job.as_object_mut().unwrap().remove("micro_batch").is_some());
         let recipe = job["recipe"].as_object_mut().unwrap();
         assert!(recipe.remove("teacher_share").is_some() && recipe.remove("composition").is_some());
         let TrainJob { recipe, .. } = serde_json::from_value(job).unwrap();

@@ -37,13 +37,14 @@ done > "$work/found"
   echo '# What our CUDA kernels take'
   echo
   echo 'Made by `tools/cuda/kernels.sh` with nvcc 13.0.88, without a GPU; `make test` holds it against the compiler. All run in blocks of 256 threads. A'
-  echo 'multiprocessor has 65,536 registers: with at most 32 a thread eight blocks fit it, with 40 six.'
+  echo 'multiprocessor has 65,536 registers: with at most 32 a thread eight blocks fit it, with 40 six. The program carries PTX, which the'
+  echo 'driver translates for its GPU: its figures may differ.'
   echo
-  echo '| file | kernel | registers a thread, sm_80 / sm_90 | shared memory a block, bytes | spilled, bytes |'
+  echo '| file | kernel | registers a thread, sm_80 / sm_90 | shared memory a block, bytes | spilled, bytes, sm_80 / sm_90 |'
   echo '|---|---|--:|--:|--:|'
   sort -s -k1,2 "$work/found" | awk '
     { key = $1 " " $2 }
-    key == last { printf "| `%s` | `%s` | %s / %s | %s | %s |\n", $1, $2, registers, $4, ($5 > shared ? $5 : shared), $6 + spilled }
+    key == last { printf "| `%s` | `%s` | %s / %s | %s | %s / %s |\n", $1, $2, registers, $4, ($5 > shared ? $5 : shared), spilled, $6 }
     { last = key; registers = $4; shared = $5; spilled = $6 }'
 } > "$work/page"
 

@@ -89,6 +89,7 @@ impl InplaceOp2 for RunningMean {
     ) -> Result<()> {
         let gradient = values(gradient, from)?;
         let mean = values_mut(mean, at)?;
+        check_lengths(mean.len(), &[gradient.len()])?;
         let chunks = mean.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
         chunks.for_each(|(mean, gradient)| {
             for (mean, gradient) in mean.iter_mut().zip(gradient) {
@@ -124,6 +125,7 @@ impl InplaceOp3 for Move {
     ) -> Result<()> {
         let (first, second) = (values(first, first_at)?, values(second, second_at)?);
         let parameter = values_mut(parameter, at)?;
+        check_lengths(parameter.len(), &[first.len(), second.len()])?;
         let moments = first.par_chunks(CHUNK).zip(second.par_chunks(CHUNK));
         parameter.par_chunks_mut(CHUNK).zip(moments).for_each(|(parameter, (first, second))| {
             for ((p, m), v) in parameter.iter_mut().zip(first).zip(second) {
@@ -133,6 +135,13 @@ impl InplaceOp3 for Move {
         });
         Ok(())
     }
+}
+
+fn check_lengths(expected: usize, found: &[usize]) -> Result<()> {
+    if found.iter().any(|&length| length != expected) {
+        bail!("adamw: {found:?} elements beside {expected}");
+    }
+    Ok(())
 }
 
 fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

@@ -21,8 +21,7 @@ extern "C" __global__ void batch_norm_squares(const float* x, const float* mean,
       sum += distance * distance;
     }
   }
-  sum = sum_over_tile_rows(sum);
-  if (threadIdx.x < TILE_COLUMNS && tile.column < width) partial[static_cast<size_t>(tile.part) * width + tile.column] = sum;
+  write_part(tile, width, {sum}, partial);
 }
 
 // x, y of `elements`, rows of `width`; the others [width]. Results at or below `floor` become it; NaN passes.
@@ -53,13 +52,7 @@ extern "C" __global__ void batch_norm_parameters(const float* x, const float* y,
       dbeta += g;
     }
   }
-  dgamma = sum_over_tile_rows(dgamma);
-  dbeta = sum_over_tile_rows(dbeta);
-  if (threadIdx.x < TILE_COLUMNS && tile.column < width) {
-    float* part = partial + static_cast<size_t>(tile.part) * 2 * width;
-    part[tile.column] = dgamma;
-    part[width + tile.column] = dbeta;
-  }
+  write_part(tile, width, {dgamma, dbeta}, partial);
 }
 
 // dx = scale * gamma * (g - share * dbeta - n * share * dgamma), n being normalised x; `share` is 1 / rows where the moments are

@@ -10,7 +10,5 @@ extern "C" __global__ void column_sums(const float* x, float* sums, unsigned row
   if (tile.column < width)
     for (unsigned row = tile.first_row; row < tile.end_row; row += TILE_ROWS)
       sum += x[static_cast<size_t>(row) * width + tile.column];
-  sum = sum_over_tile_rows(sum);
-  if (threadIdx.x < TILE_COLUMNS && tile.column < width)
-    sums[static_cast<size_t>(tile.part) * width + tile.column] = sum * factor;
+  write_part(tile, width, {sum * factor}, sums);
 }

@@ -8,7 +8,7 @@ use super::arithmetic::{Arithmetic, Full, Precision};
 use super::bf16::Bf16;
 use super::kernel::{Real, View, into_storage, slice, tensor_like};
 use super::patches::{Geometry, Product, Source, WeightGradient, input_gradient};
-use super::product::product;
+use super::product::product_transposed;
 use super::single::Single;
 use super::unfold::unfold;
 use super::{Window, has_kernel};
@@ -41,7 +41,7 @@ pub(super) fn reference(x: &Tensor, weight: &Tensor, window: Window, precision: 
     let patches = unfold(x, window)?;
     let weight = weight.permute((0, 2, 3, 1))?.flatten_from(1)?;
     let shape = (batch, window.positions(height), window.positions(width), weight.dim(0)?);
-    product(&patches, &weight.t()?, precision)?.reshape(shape)
+    product_transposed(&patches, &weight, precision)?.reshape(shape)
 }
 
 struct Conv2d<A> {

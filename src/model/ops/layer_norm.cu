@@ -71,11 +71,5 @@ extern "C" __global__ void layer_norm_parameters(const float* x, const float* gr
       dbeta += grad[at];
     }
   }
-  dgamma = sum_over_tile_rows(dgamma);
-  dbeta = sum_over_tile_rows(dbeta);
-  if (threadIdx.x < TILE_COLUMNS && tile.column < width) {
-    float* part = partial + static_cast<size_t>(tile.part) * 2 * width;
-    part[tile.column] = dgamma;
-    part[width + tile.column] = dbeta;
-  }
+  write_part(tile, width, {dgamma, dbeta}, partial);
 }

@@ -12,7 +12,7 @@ use super::add_bias::add_bias;
 use super::has_kernel;
 use super::kernel::{Real, View, into_storage, rows_and_width, slice, tensor_like, with_real};
 use super::matrix::{Matrix, Shape as MatrixShape, Write};
-use super::product::product;
+use super::product::product_transposed;
 
 /// `x` [.., inputs], `weight` [outputs, inputs], `bias` [outputs] -> [.., outputs].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -35,7 +35,7 @@ pub(super) fn reference(
 ) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     let mut dims = x.dims().to_vec();
-    let y = product(&x.reshape(((), inputs))?, &weight.t()?, precision)?;
+    let y = product_transposed(&x.reshape(((), inputs))?, weight, precision)?;
     let y = match bias {
         None => y,
         Some(bias) => add_bias(&y, bias)?,

@@ -60,6 +60,8 @@ pub use channels_last::channels_last;
 pub use conv_norm::{ConvNormRule, ConvNormStep, ResidualSteps, conv_norm, residual_block};
 pub use conv2d::conv2d;
 pub use frozen_conv::{FrozenConvNorm, FrozenNorm};
+#[cfg(feature = "cuda")]
+pub use gpu::cuda::device as cuda_device;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use max_pool2d::max_pool2d;

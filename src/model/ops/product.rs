@@ -10,12 +10,23 @@ use super::Precision;
 /// `a` [.., rows, inner] times `b` [.., inner, columns], of one type, which the result has.
 pub(super) fn product(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
     match precision {
-        Precision::Bf16 if a.dtype() == DType::F32 => {
-            let (a, b) = (a.to_dtype(DType::BF16)?, b.to_dtype(DType::BF16)?);
-            a.matmul(&b)?.to_dtype(DType::F32)
-        }
+        Precision::Bf16 if a.dtype() == DType::F32 => rounded(a)?.matmul(&rounded(b)?)?.to_dtype(DType::F32),
         _ => a.matmul(b),
     }
+}
+
+/// `a` [rows, inner] times the transposed `b` [columns, inner], as [`product`]. It is rounded where it lies: the library transposes.
+pub(super) fn product_transposed(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
+    match precision {
+        Precision::Bf16 if a.dtype() == DType::F32 => {
+            rounded(a)?.matmul(&rounded(b)?.t()?)?.to_dtype(DType::F32)
+        }
+        _ => a.matmul(&b.t()?),
+    }
+}
+
+fn rounded(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_dtype(DType::BF16)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::train::device::Selected;
 use crate::train::frames::FrameSet;
 use crate::train::job::{self, Inputs, JobIo, Trained};
 use crate::train::likeness::{self, Look};
-use crate::train::spec::{LeftOut, Outcome, Progress, Recipe, SCHEMA, TrainJob, output};
+use crate::train::spec::{LeftOut, Outcome, Progress, SCHEMA, TrainJob, output};
 use crate::train::split::{Split, split};
 use crate::train::{TrainError, device};
 
@@ -131,7 +131,7 @@ impl Worker<'_> {
             device: trained.device,
             program_version: crate::VERSION.to_owned(),
             seed: self.job.recipe.seed,
-            hyper_parameters: hyper_parameters(&self.job.recipe),
+            hyper_parameters: hyper_parameters(self.job),
         };
         let bytes = serde_json::to_vec_pretty(&outcome)
             .map_err(|source| WorkerError::Json { what: "the outcome", source })?;
@@ -280,9 +280,10 @@ impl Worker<'_> {
     }
 }
 
-/// The settings of a recipe, without what it was applied to.
-fn hyper_parameters(recipe: &Recipe) -> serde_json::Value {
-    serde_json::json!({
+/// The settings of a job, without what it was applied to and where it ran.
+fn hyper_parameters(job: &TrainJob) -> serde_json::Value {
+    let recipe = &job.recipe;
+    let mut settings = serde_json::json!({
         "model": recipe.model,
         "method": recipe.method,
         "teacher_share": recipe.teacher_share,
@@ -291,7 +292,11 @@ fn hyper_parameters(recipe: &Recipe) -> serde_json::Value {
         "composition": recipe.composition,
         "probe": recipe.probe,
         "max_frames": recipe.max_frames,
-    })
+    });
+    if let Some(frames) = job.micro_batch {
+        settings["micro_batch"] = frames.get().into();
+    }
+    settings
 }
 
 /// What the training loop tells and asks.

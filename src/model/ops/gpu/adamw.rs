@@ -118,7 +118,7 @@ mod tests {
             [tensors(1), tensors(2), tensors(3), squares]
         };
         let moved = emulate(|machine| {
-            let memory = fresh().map(|tensors| tensors.iter().map(Memory::of).collect::<Vec<_>>());
+            let memory = fresh().map(|tensors| tensors.iter().map(Memory::moving).collect::<Vec<_>>());
             let row = |index: usize| {
                 let [parameter, gradient, first, second] =
                     memory.each_ref().map(|all| machine.span(&all[index]));

@@ -67,3 +67,14 @@ __device__ __forceinline__ float sum_over_tile_rows(float value) {
   __syncthreads();
   return total;
 }
+
+// Adds up this block's share of COUNT sums for each column and writes them into sums [parts, COUNT, width]. Every thread of the
+// block must call it, with what it has added up itself.
+template <unsigned COUNT>
+__device__ __forceinline__ void write_part(const ColumnTile& tile, unsigned width, const float (&shares)[COUNT], float* sums) {
+  for (unsigned i = 0; i < COUNT; i++) {
+    const float sum = sum_over_tile_rows(shares[i]);
+    if (threadIdx.x < TILE_COLUMNS && tile.column < width)
+      sums[(static_cast<size_t>(tile.part) * COUNT + i) * width + tile.column] = sum;
+  }
+}

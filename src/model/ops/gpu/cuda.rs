@@ -2,14 +2,42 @@
 //!
 //! Kernels are compiled to PTX when the program is (`build.rs`); the driver translates a module at its first call and keeps the
 //! result. Everything goes through the device's one stream, in order; candle's own operations too.
+//!
+//! Invariant: of each GPU a process has one [`device`], so one stream.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::cublas::sys::{cublasMath_t, cublasSetMathMode};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+use candle_core::{
+    CudaDevice, CudaStorage, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
+};
 
 use super::{Argument, Call, Machine, Module, Span, THREADS};
+
+/// The GPU `ordinal`, with a stream of its own: candle's default one is another for each thread that uses it, with no order
+/// between them, and steps run on whichever of rayon's threads is free.
+pub fn device(ordinal: usize) -> Result<Device> {
+    static DEVICES: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+    let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = devices.get(&ordinal) {
+        return Ok(device.clone());
+    }
+    let device = CudaDevice::new_with_stream(ordinal)?;
+    // Without it cuBLAS may add up shares of a bf16 product in bf16.
+    let exact_sums = cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    // SAFETY: the handle is this device's, and nobody uses it yet.
+    unsafe { cublasSetMathMode(*device.cublas_handle().handle(), exact_sums) }.result().w()?;
+    // SAFETY: events order streams, and all tensors of this GPU are on this one: the process has no other device of it.
+    unsafe { device.disable_event_tracking() };
+    let device = Device::Cuda(device);
+    devices.insert(ordinal, device.clone());
+    Ok(device)
+}
 
 impl Module {
     fn ptx(self) -> &'static str {

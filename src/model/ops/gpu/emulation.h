@@ -2,7 +2,8 @@
 //
 // Blocks run one after the other. The threads of a block are fibers of one thread of the processor: each runs until it waits
 // for its block (`__syncthreads`) or its warp (a shuffle), in ascending or, to find what misses a barrier, in descending
-// order. A thread that waits for one that has ended, or for another barrier, is an error here; on a GPU it is undefined.
+// order. Waiting for a thread that has ended, or for one that waits for the warp while this one waits for the block, is an error
+// here; on a GPU it is undefined. Which of several barriers of one kind a thread waits at is not looked at.
 #pragma once
 
 #include <ucontext.h>
@@ -16,16 +17,20 @@
 #include <vector>
 
 #define __global__
-#define __device__
+// Static, so that no section below belongs to a function that the linker may share.
+#define __device__ static
 #define __forceinline__ inline
-#define __shared__ static
-#define __launch_bounds__(...)
+// All of it lies in one section, and is full of NaN when a block begins: on a GPU too it holds anything then.
+#define __shared__ static __attribute__((section("shared_memory")))
 
 struct Index3 {
   unsigned x = 0, y = 0, z = 0;
 };
 
 Index3 threadIdx, blockIdx, blockDim, gridDim;
+
+extern "C" char __start_shared_memory[] __attribute__((weak, visibility("hidden")));
+extern "C" char __stop_shared_memory[] __attribute__((weak, visibility("hidden")));
 
 namespace emulation {
 
@@ -77,6 +82,7 @@ inline bool release(Block& block, unsigned from, unsigned to, State state) {
 // Runs a block to its end; an error's text otherwise.
 inline const char* run(Block& block, bool descending) {
   running = &block;
+  std::memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
   const unsigned count = block.threads.size();
   for (Thread& thread : block.threads) {
     getcontext(&thread.context);
@@ -155,8 +161,15 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
-// The kernel's entrance for tests.
+template <class... Parameters>
+unsigned size_of_parameter(void (*)(Parameters...), unsigned index) {
+  constexpr unsigned sizes[] = {sizeof(Parameters)...};
+  return index < sizeof...(Parameters) ? sizes[index] : 0;
+}
+
+// The kernel's entrance for tests, and the sizes of its parameters: 0 behind the last.
 #define EMULATED(kernel)                                                                                            \
   extern "C" const char* emulate_##kernel(unsigned blocks, unsigned threads, bool descending, void** arguments) {     \
     return emulation::launch(kernel, blocks, threads, descending, arguments);                                         \
-  }
+  }                                                                                                                  \
+  extern "C" unsigned size_in_##kernel(unsigned index) { return size_of_parameter(kernel, index); }

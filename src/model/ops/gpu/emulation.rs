@@ -1,8 +1,9 @@
 //! Runs kernels on the CPU: their own text, compiled by the machine's C++ compiler with `emulation.h` in CUDA's place.
 //!
-//! It finds what a GPU would not say: elements written outside a span (each allocation stands between guards), elements read
-//! before they were written (allocations are full of NaN), threads that don't meet at a barrier, and barriers that are missing
-//! (a kernel runs twice, its threads in opposite order, and both must give the same bits).
+//! It finds what a GPU would not say: elements written outside a span (each allocation stands between guards), or into what was
+//! to be read only; elements read outside, or before they were written (guards, fresh allocations and shared memory are NaN); threads that don't
+//! meet at a barrier; barriers that are missing (a kernel runs twice, its threads in opposite order, and both must give the same
+//! bits); arguments of another number or size than the kernel's.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -16,8 +17,8 @@ use super::{Argument, Call, Machine, Module, Span, THREADS};
 
 /// f32 before and behind each allocation, which no kernel may touch.
 const GUARD: usize = 1024;
-/// What guards hold.
-const UNTOUCHED: f32 = 1.25e-33;
+/// What guards hold: a NaN that no arithmetic gives, so that a sum over it is seen too.
+const UNTOUCHED: u32 = 0x7fc0_dead;
 
 pub(in crate::model::ops) struct Emulation {
     library: &'static Library,
@@ -38,34 +39,66 @@ impl Emulation {
     }
 }
 
-/// See [`Machine::Memory`].
-pub(in crate::model::ops) struct Memory(Box<[UnsafeCell<f32>]>);
+/// See [`Machine::Memory`]. Checked when it is dropped.
+pub(in crate::model::ops) struct Memory {
+    /// Guard, elements, guard.
+    all: Box<[UnsafeCell<f32>]>,
+    /// The bits of what kernels may read and not write.
+    read_only: Option<Vec<u32>>,
+}
 
 impl Memory {
+    /// What kernels read.
     pub(in crate::model::ops) fn of(tensor: &Tensor) -> Self {
+        let mut memory = Self::moving(tensor);
+        memory.read_only = Some(bits(&memory.values()));
+        memory
+    }
+
+    /// What kernels change.
+    pub(in crate::model::ops) fn moving(tensor: &Tensor) -> Self {
         let values = tensor.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap();
         Self::guarded(&values.to_vec1::<f32>().unwrap())
     }
 
     fn guarded(values: &[f32]) -> Self {
-        let guard = [UNTOUCHED; GUARD];
+        let guard = [f32::from_bits(UNTOUCHED); GUARD];
         let all = guard.iter().chain(values).chain(&guard);
-        Memory(all.map(|&value| UnsafeCell::new(value)).collect())
+        Memory { all: all.map(|&value| UnsafeCell::new(value)).collect(), read_only: None }
     }
 
     /// # Panics
-    /// When a kernel wrote outside.
+    /// When a kernel wrote where it may not.
     fn values(&self) -> Vec<f32> {
         // SAFETY: kernels have ended when `launch` returns, and nothing else writes.
-        let all: Vec<f32> = self.0.iter().map(|value| unsafe { *value.get() }).collect();
+        let all: Vec<f32> = self.all.iter().map(|value| unsafe { *value.get() }).collect();
         let inside = GUARD..all.len() - GUARD;
         let outside = all[..inside.start].iter().chain(&all[inside.end..]);
-        outside.for_each(|&value| assert_eq!(value, UNTOUCHED, "a kernel wrote outside its memory"));
-        all[inside].to_vec()
+        assert!(
+            outside.into_iter().all(|value| value.to_bits() == UNTOUCHED),
+            "a kernel wrote outside its memory"
+        );
+        let values = all[inside].to_vec();
+        if let Some(given) = &self.read_only {
+            assert!(*given == bits(&values), "a kernel wrote into what it was to read");
+        }
+        values
     }
 
     pub(in crate::model::ops) fn tensor(&self, shape: impl Into<Shape>) -> Tensor {
         Tensor::from_vec(self.values(), shape, &Device::Cpu).unwrap()
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if !std::thread::panicking() && !self.all.is_empty() {
+            self.values();
+        }
     }
 }
 
@@ -78,7 +111,7 @@ impl Machine for Emulation {
     }
 
     fn span<'a>(&self, memory: &'a Memory) -> Span<'a> {
-        let elements = &memory.0[GUARD..memory.0.len() - GUARD];
+        let elements = &memory.all[GUARD..memory.all.len() - GUARD];
         // SAFETY: the elements are borrowed for as long as the span, and cells may be written through an address.
         unsafe { Span::new(elements.as_ptr() as u64, elements.len()) }
     }
@@ -96,11 +129,16 @@ impl Machine for Emulation {
             bail!("{} has no kernel {}", call.module.name(), call.kernel)
         };
         let pointer = |argument: &Argument| match argument {
-            Argument::Address(value) => (value as *const u64).cast(),
-            Argument::Count(value) => (value as *const u32).cast(),
-            Argument::Number(value) => (value as *const f32).cast(),
+            Argument::Address(value) => ((value as *const u64).cast(), size_of_val(value)),
+            Argument::Count(value) => ((value as *const u32).cast(), size_of_val(value)),
+            Argument::Number(value) => ((value as *const f32).cast(), size_of_val(value)),
         };
-        let mut pointers: Vec<*const c_void> = call.arguments.iter().map(pointer).collect();
+        let (mut pointers, sizes): (Vec<*const c_void>, Vec<usize>) =
+            call.arguments.iter().map(pointer).unzip();
+        let expected = self.library.sizes(call.kernel);
+        if sizes != expected {
+            bail!("{}: arguments of {sizes:?} bytes for parameters of {expected:?}", call.kernel);
+        }
         // SAFETY: what the caller of this function promises; the text that comes back is a constant of the library.
         let descending = matches!(self.order, Order::Descending);
         let error = unsafe { kernel(call.blocks, THREADS as u32, descending, pointers.as_mut_ptr()) };
@@ -123,8 +161,8 @@ fn emulate_with(
 ) -> Vec<Memory> {
     let run = |order| operation(&Emulation { library, order }).unwrap();
     let (first, second) = (run(Order::Ascending), run(Order::Descending));
-    let bits = |memory: &Memory| memory.values().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-    let same = first.iter().map(bits).eq(second.iter().map(bits));
+    let same = first.iter().map(|memory| bits(&memory.values()));
+    let same = same.eq(second.iter().map(|memory| bits(&memory.values())));
     assert!(same, "the order of threads changes the result: a barrier is missing");
     first
 }
@@ -173,9 +211,24 @@ impl Library {
     }
 
     fn kernel(&self, name: &str) -> Option<Emulated> {
-        let symbol = CString::new(format!("emulate_{name}")).unwrap();
         // SAFETY: the symbol, where there is one, is a function of this type.
-        unsafe { std::mem::transmute(libc::dlsym(self.handle, symbol.as_ptr())) }
+        unsafe { std::mem::transmute(self.symbol(&format!("emulate_{name}"))) }
+    }
+
+    /// Of a kernel's parameters, in bytes.
+    fn sizes(&self, name: &str) -> Vec<usize> {
+        // SAFETY: as above.
+        let size: Option<unsafe extern "C" fn(u32) -> u32> =
+            unsafe { std::mem::transmute(self.symbol(&format!("size_in_{name}"))) };
+        let Some(size) = size else { return Vec::new() };
+        // SAFETY: it reads an array of its own.
+        (0..).map(|index| unsafe { size(index) } as usize).take_while(|&size| size > 0).collect()
+    }
+
+    fn symbol(&self, name: &str) -> *mut c_void {
+        let name = CString::new(name).unwrap();
+        // SAFETY: the library is never closed.
+        unsafe { libc::dlsym(self.handle, name.as_ptr()) }
     }
 }
 
@@ -215,13 +268,18 @@ mod tests {
           __syncthreads();
           x[threadIdx.x] = 1.0f;
         }
+        extern "C" __global__ void reads_outside(float* x) { x[threadIdx.x] = x[threadIdx.x + 1] + 1.0f; }
         extern "C" __global__ void reads_what_nobody_wrote(float* x) { x[threadIdx.x] += 1.0f; }
     "#;
 
-    fn run(kernel: &'static str, order: Order, memory: Option<&Memory>) -> Result<Vec<f32>> {
+    fn faulty(order: Order) -> Emulation {
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         let library = LIBRARY.get_or_init(|| Library::compile(&[FAULTY.to_owned()]));
-        let machine = Emulation { library, order };
+        Emulation { library, order }
+    }
+
+    fn run(kernel: &'static str, order: Order, memory: Option<&Memory>) -> Result<Vec<f32>> {
+        let machine = faulty(order);
         let fresh = machine.allocate(THREADS)?;
         let memory = memory.unwrap_or(&fresh);
         let arguments = vec![machine.span(memory).into()];
@@ -251,10 +309,33 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "wrote into what it was to read")]
+    fn a_kernel_that_writes_into_what_it_was_to_read_is_found() {
+        let _ = run("misses_a_barrier", Order::Ascending, Some(&Memory::of(&random(THREADS, 1))));
+    }
+
+    #[test]
+    fn what_lies_outside_is_no_number() {
+        let memory = Memory::moving(&random(THREADS, 1));
+        let values = run("reads_outside", Order::Ascending, Some(&memory)).unwrap();
+        assert!(values[THREADS - 1].is_nan());
+    }
+
+    #[test]
+    fn arguments_that_are_not_the_kernels_are_refused() {
+        let machine = faulty(Order::Ascending);
+        for arguments in [vec![], vec![Argument::Count(1)], vec![Argument::Address(0), Argument::Count(1)]] {
+            let call = Call { module: Module::ColumnSums, kernel: "writes_outside", blocks: 1, arguments };
+            // SAFETY: it is refused before anything runs.
+            assert!(unsafe { machine.launch(call) }.unwrap_err().to_string().contains("arguments of"));
+        }
+    }
+
+    #[test]
     fn a_missing_barrier_changes_the_result_with_the_order() {
-        let given = || Memory::of(&random(THREADS, 1));
+        let given = || Memory::moving(&random(THREADS, 1));
         let results = [Order::Ascending, Order::Descending]
-            .map(|order| run("misses_a_barrier", order, Some(&given())).unwrap());
+            .map(|order| bits(&run("misses_a_barrier", order, Some(&given())).unwrap()));
         assert_ne!(results[0], results[1]);
     }
 

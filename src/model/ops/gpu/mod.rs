@@ -1,8 +1,9 @@
 //! CUDA kernels as operations call them, whatever runs them: a GPU (`cuda`), or the tests' emulation of one (`emulation`).
 //!
 //! A kernel lies beside its operation, in `ops/NAME.cu`; the operation's Rust file knows its arguments, its grid and the order
-//! of its calls, and writes them down as [`Call`]s. Since both machines are given the same calls, tests on a machine without a
-//! GPU check all of it but the compiler for the GPU, which `tools/cuda/kernels.sh` runs.
+//! of its calls, and writes them down as [`Call`]s. Both machines are given the same calls, so tests on a machine without a GPU
+//! check kernels and calls. What lies between them and candle (`cuda`, and `on_gpu` of each operation) runs on a GPU alone:
+//! `parity`. The compiler for the GPU runs in `tools/cuda/kernels.sh`.
 //!
 //! Invariant: a sum's order depends on shapes alone, so that equal inputs give equal bits on one kind of device.
 
@@ -30,14 +31,20 @@ use candle_core::{Result, bail};
 
 #[cfg(feature = "cuda")]
 use super::kernel::rows_and_width;
-use super::kernel::rows_per_part;
 
 /// Threads of a block in every kernel here: eight warps, of which most GPUs hold eight blocks at a time.
 pub(super) const THREADS: usize = 256;
 /// Threads that run in step. `WARP_SIZE` in `common.cuh`.
 const WARP: usize = 32;
-/// Columns of a block that sums over columns. `TILE_COLUMNS` in `common.cuh`.
+/// Columns and rows of a block that sums over columns. `TILE_COLUMNS` and `TILE_ROWS` in `common.cuh`.
 const TILE_COLUMNS: usize = 32;
+const TILE_ROWS: usize = 8;
+const _: () = assert!(THREADS == TILE_COLUMNS * TILE_ROWS);
+/// Parts of a sum over rows, if there are rows enough: with two tiles of columns four blocks for each multiprocessor of an H100. More
+/// make the sum over the parts longer.
+const PARTS: usize = 256;
+/// Rows of a part at least: eight for each of a tile's rows.
+const FEWEST_ROWS: usize = 64;
 
 /// One file of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +107,7 @@ impl Matrix {
 
     /// Rows of one part of a sum over the rows.
     fn rows_per_part(self) -> usize {
-        rows_per_part(self.rows)
+        self.rows.div_ceil(PARTS).max(FEWEST_ROWS)
     }
 
     fn parts(self) -> usize {

@@ -3,40 +3,53 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use crate::model::ops::gradient_check::{assert_close, random};
+use super::cuda;
+use crate::model::ops::gradient_check::{assert_close, assert_near, random};
 use crate::model::ops::{
     Activation, AdamWStep, AdamWTensor, BatchNormInput, BlockLayout, BlockParameter, BlockSpec, ConvNormRule,
-    ConvNormStep, Output, Precision, ResidualSteps, Window, adamw, add_relu, batch_norm_train, conv_norm,
-    conv2d, layer_norm, linear, max_pool2d, residual_block, sums_of_squares, transformer_block_of,
+    ConvNormStep, FrozenBlock, Moments, Output, Precision, ResidualSteps, Window, adamw, add_relu,
+    batch_norm_eval, batch_norm_train, conv_norm, conv2d, layer_norm, linear, max_pool2d, residual_block,
+    sums_of_squares, transformer_block_of,
 };
 
 /// Sums of some hundred terms, in another order than the CPU's.
 const TOLERANCE: f64 = 1e-4;
 
 fn gpu() -> Device {
-    Device::new_cuda_with_stream(0).expect("no CUDA device works here: nothing was tested")
+    cuda::device(0).expect("no CUDA device, or not its libraries, work here: nothing was tested")
 }
 
 fn on(device: &Device, tensor: &Tensor) -> Tensor {
     tensor.to_dtype(DType::F32).unwrap().to_device(device).unwrap()
 }
 
+/// The result of `operation` and each input's gradient, computed on `device`.
+fn run(device: &Device, inputs: &[Tensor], operation: impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Tensor> {
+    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&on(device, t)).unwrap()).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let y = operation(&tensors).unwrap();
+    let weights = on(device, &random(y.shape(), 77));
+    let grads = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let all = vars.iter().map(|var| grads.get(var).unwrap_or_else(|| panic!("no gradient")).clone());
+    let all: Vec<Tensor> = std::iter::once(y).chain(all).collect();
+    all.iter().map(|tensor| tensor.to_device(&Device::Cpu).unwrap()).collect()
+}
+
 /// Results and gradients of `operation` on the first GPU are the CPU's.
 fn assert_parity(inputs: &[Tensor], operation: impl Fn(&[Tensor]) -> Result<Tensor>) {
-    let run = |device: &Device| {
-        let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&on(device, t)).unwrap()).collect();
-        let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-        let y = operation(&tensors).unwrap();
-        let weights = on(device, &random(y.shape(), 77));
-        let grads = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
-        let all = vars.iter().map(|var| grads.get(var).unwrap_or_else(|| panic!("no gradient")).clone());
-        let all: Vec<Tensor> = std::iter::once(y).chain(all).collect();
-        all.iter().map(|tensor| tensor.to_device(&Device::Cpu).unwrap()).collect::<Vec<_>>()
-    };
-    for (index, (cpu, gpu)) in run(&Device::Cpu).iter().zip(run(&gpu())).enumerate() {
+    let cpu = run(&Device::Cpu, inputs, &operation);
+    for (index, (cpu, gpu)) in cpu.iter().zip(run(&gpu(), inputs, &operation)).enumerate() {
         let what = if index == 0 { "result".into() } else { format!("gradient of input {}", index - 1) };
         assert_close(cpu, &gpu, TOLERANCE, &what);
     }
+}
+
+/// In bf16 on the GPU they are as close to those in f32 on the CPU as 8 bits allow.
+fn assert_parity_in_bf16(inputs: &[Tensor], operation: impl Fn(&[Tensor], Precision) -> Result<Tensor>) {
+    let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let exact = run(&Device::Cpu, inputs, |x| operation(x, Precision::F32));
+    let rounded = run(&gpu(), inputs, |x| operation(x, Precision::Bf16));
+    exact.iter().zip(&rounded).for_each(|(exact, rounded)| assert_near(&flat(exact), &flat(rounded), 0.02));
 }
 
 #[test]
@@ -44,6 +57,9 @@ fn layer_norm_is_the_cpus() {
     for (rows, width) in [(1, 5), (200, 70), (1970, 192)] {
         let inputs = [random((2, rows, width), 1), random(width, 2), random(width, 3)];
         assert_parity(&inputs, |x| layer_norm(&x[0], &x[1], &x[2], 1e-6));
+        // Neither from the start of its memory nor in one piece.
+        let part = |x: &Tensor| x.transpose(0, 1)?.narrow(0, rows / 2, rows - rows / 2);
+        assert_parity(&inputs, |x| layer_norm(&part(&x[0])?, &x[1], &x[2], 1e-6));
     }
 }
 
@@ -64,6 +80,14 @@ fn a_transformer_block_is_the_cpus() {
         let parts = BlockParameter::ALL.map(|parameter| random(layout.shape(parameter), parameter as u64));
         inputs.extend(parts.map(|part| (part * 0.7).unwrap()));
         assert_parity(&inputs, |x| transformer_block_of(&x[0], &x[1..], spec));
+        assert_parity_in_bf16(&inputs, |x, precision| {
+            transformer_block_of(&x[0], &x[1..], BlockSpec { precision, ..spec })
+        });
+        let frozen = |x: &[Tensor]| {
+            let parts: Vec<Tensor> = inputs[1..].iter().map(|part| on(x[0].device(), part)).collect();
+            FrozenBlock::new(layout.join(&parts)?, width, spec.precision)?.forward(&x[0], spec)
+        };
+        assert_parity(&inputs[..1], frozen);
     }
 }
 
@@ -82,15 +106,25 @@ fn convolutions_norms_and_pools_are_the_cpus() {
         Ok(conv_norm(&x[0], step, Activation::Relu, rule)?.0)
     });
     let same = Window { kernel: 3, stride: 1, padding: 1 };
+    assert_parity_in_bf16(&inputs, |x, precision| {
+        let step = ConvNormStep { weight: &x[1], gamma: &x[2], beta: &x[3], window };
+        Ok(conv_norm(&x[0], step, Activation::Identity, ConvNormRule { precision, ..rule })?.0)
+    });
     let inputs = [x, random((4, 4, 3, 3), 6), random(4, 7), random(4, 8)];
     assert_parity(&inputs, |x| {
         let step = ConvNormStep { weight: &x[1], gamma: &x[2], beta: &x[3], window: same };
         Ok(residual_block(&x[0], ResidualSteps { first: step, second: step, downsample: None }, rule)?.0)
     });
-    assert_parity(&[random((70, 6), 9), gamma, beta], |x| {
-        let input =
-            BatchNormInput { x: &x[0], gamma: &x[1], beta: &x[2], eps: 1e-2, activation: Activation::Relu };
-        Ok(batch_norm_train(input)?.0)
+    let inputs = [random((70, 6), 9), gamma, beta];
+    fn input(x: &[Tensor]) -> BatchNormInput<'_> {
+        BatchNormInput { x: &x[0], gamma: &x[1], beta: &x[2], eps: 1e-2, activation: Activation::Relu }
+    }
+    assert_parity(&inputs, |x| Ok(batch_norm_train(input(x))?.0));
+    assert_parity(&inputs, |x| {
+        let device = x[0].device();
+        let mean = on(device, &random(6, 10));
+        let variance = on(device, &(random(6, 11).abs()? + 0.5)?);
+        batch_norm_eval(input(x), &Moments { mean, variance })
     });
 }
 

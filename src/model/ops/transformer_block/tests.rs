@@ -123,3 +123,16 @@ fn parameters_one_by_one_give_what_the_joined_ones_give() {
     let error = transformer_block_of(&x, &parts[1..], spec).unwrap_err().to_string();
     assert!(error.contains("are not the parameters of width 6"), "{error}");
 }
+
+/// What a GPU computes a block of, in bf16.
+#[test]
+fn the_composition_in_bf16_is_as_close_as_8_bits_allow() {
+    let [x, parameters] = inputs(2, 5, 8).map(|tensor| tensor.to_dtype(DType::F32).unwrap());
+    let values = |precision| {
+        let y = reference(&x, &parameters, spec(2, precision)).unwrap();
+        y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let (exact, rounded) = (values(Precision::F32), values(Precision::Bf16));
+    assert_ne!(exact, rounded);
+    assert_near(&exact, &rounded, 0.02);
+}
