@@ -1,9 +1,9 @@
 //! Runs kernels on the CPU: their own text, compiled by the machine's C++ compiler with `emulation.h` in CUDA's place.
 //!
 //! It finds what a GPU would not say: elements written outside a span (each allocation stands between guards), or into what was
-//! to be read only; elements read outside, or before they were written (guards, fresh allocations and shared memory are NaN); threads that don't
-//! meet at a barrier; barriers that are missing (a kernel runs twice, its threads in opposite order, and both must give the same
-//! bits); arguments of another number or size than the kernel's.
+//! to be read only; elements read outside, or before they were written (guards, fresh allocations and shared memory are NaN);
+//! threads that don't meet at a barrier; barriers that are missing (a kernel runs twice, its threads in opposite order, and both
+//! must give the same bits); arguments of another number or size than the kernel's.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -96,7 +96,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if !std::thread::panicking() && !self.all.is_empty() {
+        if !std::thread::panicking() {
             self.values();
         }
     }
