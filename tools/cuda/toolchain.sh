@@ -6,7 +6,7 @@
 #   cudnn nccl + the real ones, to run
 # Then `. DEST/env.sh`. DEST/lib holds no CUDA *.so: `-lcuda -lcublas ...` find the lazy archives of mklazy.py and `-lcudart`
 # the static runtime, so that the program starts on machines without CUDA as well. It can be run again: one stamp a wheel.
-# Needs python3 with pip, gcc, and cudarc's source (`cargo fetch`). x86-64 Linux.
+# Needs python3 with pip (installed where apt-get and root allow it), gcc, and cudarc's source (`cargo fetch`). x86-64 Linux.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 dest=${1:?usage: toolchain.sh DEST [nvrtc] [libs] [cudnn] [nccl]}
@@ -25,6 +25,16 @@ for part; do
     *) echo "toolchain.sh: unknown part $part" >&2; exit 2 ;;
   esac
 done
+
+has_pip() { "$python" -m pip --version > /dev/null 2>&1; }
+if ! has_pip; then
+  if [ -z "${PYTHON:-}" ] && command -v apt-get > /dev/null && [ "$(id -u)" -eq 0 ]; then
+    echo "toolchain.sh: installing python3 python3-pip" >&2
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends -qq python3 python3-pip > /dev/null
+  fi
+  has_pip || { echo "toolchain.sh: $python has no pip. Run: sudo apt-get install -y --no-install-recommends python3 python3-pip" >&2; exit 1; }
+fi
 
 missing=()
 for wheel in "${wheels[@]}"; do
