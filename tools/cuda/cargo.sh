@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # cargo with the cuda feature, on a machine with neither a GPU nor a CUDA toolkit: CUDA 13.0 from PyPI wheels, candle's kernels
 # without the quantised ones. What it builds needs no CUDA to start; on a GPU it opens the driver's and CUDA 13's libraries by
-# name (LD_LIBRARY_PATH; CUDA_PARTS=libs fetches CUDA's). CUDA_COMPUTE_CAP says for which GPU, 90 (H100) if unset. Usage: cargo.sh COMMAND [ARGUMENT ...]
+# name (LD_LIBRARY_PATH; CUDA_PARTS=libs fetches CUDA's). CUDA_COMPUTE_CAP says for which GPU, 90 (H100) if unset.
+# Usage: cargo.sh COMMAND [ARGUMENT ...]
 # Its own target folder: tools/cuda/check.sh leaves empty kernels in the other one.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,8 +1,8 @@
 //! Batch normalisation over the rows of `x`, by the batch's own moments (training) or by given ones (evaluation),
 //! with an optional ReLU on the result.
 //!
-//! Sums are taken over fixed parts of the rows, and over the parts in f64 (on a GPU in f32). The running statistics are the caller's: training returns the
-//! batch's moments, this file updates nothing.
+//! Sums are taken over fixed parts of the rows, and over the parts in f64 (on a GPU in f32). The running statistics are the
+//! caller's: training returns the batch's moments, this file updates nothing.
 
 #[cfg(feature = "cuda")]
 mod on_gpu;

@@ -6,8 +6,8 @@ use candle_core::{
 };
 
 use super::{BatchNormInput, Moments};
-use crate::model::ops::gpu::batch_norm::{Gradients, MomentSpans, Rule, Saved};
-use crate::model::ops::gpu::{self, Matrix, cuda};
+use crate::model::ops::gpu::batch_norm::{MomentSpans, Rule, Saved};
+use crate::model::ops::gpu::{self, Matrix, NormGradients, cuda};
 
 pub(super) fn train(input: BatchNormInput<'_>) -> Result<(Tensor, Moments)> {
     let x = input.x.contiguous()?;
@@ -114,7 +114,8 @@ impl CustomOp3 for BatchNorm {
             moments: MomentSpans { mean: views[4].span()?, variance: views[5].span()? },
             through_moments: self.through_moments,
         };
-        let Gradients { dx, parameters } = gpu::batch_norm::backward(device, saved, self.rule(x.layout())?)?;
+        let NormGradients { dx, parameters } =
+            gpu::batch_norm::backward(device, saved, self.rule(x.layout())?)?;
         let dx = cuda::into_tensor(dx, device, x.shape());
         let parameters = cuda::into_tensor(parameters, device, (2, gamma.elem_count()));
         Ok((Some(dx), Some(parameters.get(0)?), Some(parameters.get(1)?)))

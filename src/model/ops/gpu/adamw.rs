@@ -33,7 +33,7 @@ pub(in crate::model::ops) fn sums_of_squares<M: Machine>(
     machine: &M,
     tensors: &[Span<'_>],
 ) -> Result<M::Memory> {
-    let (first, blocks) = blocks_of_tensors(tensors.iter().map(Span::elements));
+    let (first, blocks) = blocks_of_tensors(tensors.iter().map(|span| span.elements));
     // As `Squared` in the kernels' file.
     let rows =
         tensors.iter().zip(first).flat_map(|(span, first)| [span.address, span.elements as u64, first]);

@@ -3,7 +3,9 @@
 use candle_core::Result;
 
 use super::column_sums::column_sums;
-use super::{Argument, Call, Machine, Matrix, Module, Span, blocks_of, blocks_of_columns, count};
+use super::{
+    Argument, Call, Machine, Matrix, Module, NormGradients, Span, blocks_of, blocks_of_columns, count,
+};
 
 /// What every pass is told: the shape, what is added to the variance, and what results are raised to.
 #[derive(Clone, Copy)]
@@ -106,19 +108,11 @@ pub(in crate::model::ops) struct Saved<'a> {
     pub through_moments: bool,
 }
 
-/// What [`backward`] gives.
-pub(in crate::model::ops) struct Gradients<M> {
-    /// [rows, width]
-    pub dx: M,
-    /// [2, width]: of gamma, then of beta.
-    pub parameters: M,
-}
-
 pub(in crate::model::ops) fn backward<M: Machine>(
     machine: &M,
     saved: Saved<'_>,
     rule: Rule,
-) -> Result<Gradients<M::Memory>> {
+) -> Result<NormGradients<M::Memory>> {
     let Saved { x, y, gamma, grad, moments, .. } = saved;
     let (elements, width) = (rule.matrix.elements(), rule.matrix.width);
     [x, y, grad].iter().try_for_each(|matrix| matrix.expect(elements, "a matrix"))?;
@@ -149,7 +143,7 @@ pub(in crate::model::ops) fn backward<M: Machine>(
     };
     // SAFETY: the kernel's parameters in their order; it touches `elements` of each matrix, `width` of each vector, and 2 * width sums.
     unsafe { machine.launch(call) }?;
-    Ok(Gradients { dx, parameters })
+    Ok(NormGradients { dx, parameters })
 }
 
 /// [2, width]
@@ -242,7 +236,7 @@ mod tests {
                             moments: spans,
                             through_moments: given.is_none(),
                         };
-                        let Gradients { dx, parameters } = backward(machine, saved, rule)?;
+                        let NormGradients { dx, parameters } = backward(machine, saved, rule)?;
                         Ok(vec![y, dx, parameters, mean, variance])
                     });
                     let expected = on_cpu(&inputs, &grad, activation, given);

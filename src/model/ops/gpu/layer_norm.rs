@@ -3,7 +3,9 @@
 use candle_core::Result;
 
 use super::column_sums::column_sums;
-use super::{Argument, Call, Machine, Matrix, Module, Span, blocks_of_columns, blocks_of_rows, count};
+use super::{
+    Argument, Call, Machine, Matrix, Module, NormGradients, Span, blocks_of_columns, blocks_of_rows, count,
+};
 
 /// `x` [rows, width], `gamma` and `beta` [width] -> [rows, width].
 pub(in crate::model::ops) fn forward<M: Machine>(
@@ -36,21 +38,13 @@ pub(in crate::model::ops) fn forward<M: Machine>(
     Ok(y)
 }
 
-/// What [`backward`] gives.
-pub(in crate::model::ops) struct Gradients<M> {
-    /// [rows, width]
-    pub dx: M,
-    /// [2, width]: of gamma, then of beta.
-    pub parameters: M,
-}
-
 /// `x` and `grad` [rows, width], `gamma` [width].
 pub(in crate::model::ops) fn backward<M: Machine>(
     machine: &M,
     [x, gamma, grad]: [Span<'_>; 3],
     matrix: Matrix,
     eps: f64,
-) -> Result<Gradients<M::Memory>> {
+) -> Result<NormGradients<M::Memory>> {
     let Matrix { rows, width } = matrix;
     x.expect(matrix.elements(), "x")?;
     gamma.expect(width, "gamma")?;
@@ -93,7 +87,7 @@ pub(in crate::model::ops) fn backward<M: Machine>(
     unsafe { machine.launch(call) }?;
     let parameters =
         column_sums(machine, machine.span(&partial), Matrix { rows: parts, width: 2 * width }, 1.0)?;
-    Ok(Gradients { dx, parameters })
+    Ok(NormGradients { dx, parameters })
 }
 
 #[cfg(test)]
@@ -123,7 +117,7 @@ mod tests {
             let results = emulate(|machine| {
                 let [x, gamma, beta] = memory.each_ref().map(|memory| machine.span(memory));
                 let y = forward(machine, [x, gamma, beta], matrix, 1e-5)?;
-                let Gradients { dx, parameters } =
+                let NormGradients { dx, parameters } =
                     backward(machine, [x, gamma, machine.span(&given)], matrix, 1e-5)?;
                 Ok(vec![y, dx, parameters])
             });

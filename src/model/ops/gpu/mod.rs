@@ -115,6 +115,14 @@ impl Matrix {
     }
 }
 
+/// Of a normalisation's input and parameters.
+pub(super) struct NormGradients<M> {
+    /// [rows, width]
+    pub dx: M,
+    /// [2, width]: of gamma, then of beta.
+    pub parameters: M,
+}
+
 /// `elements` f32 in a row in a machine's memory.
 #[derive(Clone, Copy)]
 pub(super) struct Span<'a> {
@@ -128,10 +136,6 @@ impl Span<'_> {
     /// `elements` f32 lie at `address` in the memory of the machine whose kernels will be given this, as long as `'a` lasts.
     pub(super) unsafe fn new(address: u64, elements: usize) -> Self {
         Span { address, elements, memory: PhantomData }
-    }
-
-    fn elements(&self) -> usize {
-        self.elements
     }
 
     /// An error unless it holds exactly as many elements as an operation is about to read or write.

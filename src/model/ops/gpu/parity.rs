@@ -8,8 +8,8 @@ use crate::model::ops::gradient_check::{assert_close, assert_near, random};
 use crate::model::ops::{
     Activation, AdamWStep, AdamWTensor, BatchNormInput, BlockLayout, BlockParameter, BlockSpec, ConvNormRule,
     ConvNormStep, FrozenBlock, Moments, Output, Precision, ResidualSteps, Window, adamw, add_relu,
-    batch_norm_eval, batch_norm_train, conv_norm, conv2d, layer_norm, linear, max_pool2d, residual_block,
-    sums_of_squares, transformer_block_of,
+    batch_norm_eval, batch_norm_train, channels_last, conv_norm, conv2d, layer_norm, linear, max_pool2d,
+    residual_block, sums_of_squares, transformer_block_of,
 };
 
 /// Sums of some hundred terms, in another order than the CPU's.
@@ -98,6 +98,7 @@ fn convolutions_norms_and_pools_are_the_cpus() {
     let (gamma, beta) = (random(6, 3), random(6, 4));
     assert_parity(&[x.clone(), weight.clone()], |x| conv2d(&x[0], &x[1], window, Precision::F32));
     assert_parity(std::slice::from_ref(&x), |x| max_pool2d(&x[0], window));
+    assert_parity(&[random((2, 3, 5, 4), 12)], |x| channels_last(&x[0]));
     assert_parity(&[x.clone(), random(x.shape(), 5)], |x| add_relu(&x[0], &x[1]));
     let rule = ConvNormRule { eps: 1e-2, precision: Precision::F32 };
     let inputs = [x.clone(), weight, gamma.clone(), beta.clone()];
